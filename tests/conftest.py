@@ -3,11 +3,13 @@
 import csv
 import functools
 import gc
+import hashlib
 import json
 import logging
 import os
+import pickle
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,27 +60,50 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def build() -> Callable[..., Any]:
+def compose_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """compose_model("model=llama", …): the node of a model, as a command line would compose it; size nano by default.
+
+    The processes of the tests share what they compose, because a composition takes a fifth of a second.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    process = os.environ.get("PYTEST_XDIST_WORKER", "")
+    folder = (folder.parent if process else folder) / "models"
+    folder.mkdir(exist_ok=True)
+
+    @functools.cache
+    def compose_model(*overrides: str) -> Any:
+        file = folder / hashlib.sha256("\n".join(overrides).encode()).hexdigest()
+        if not file.exists():
+            unfinished = file.with_suffix(f".{os.getpid()}")
+            unfinished.write_bytes(pickle.dumps(composed_model(overrides)))
+            unfinished.replace(file)
+        return pickle.loads(file.read_bytes())
+
+    return compose_model
+
+
+def composed_model(overrides: Sequence[str]) -> Any:
+    from hydra import compose, initialize_config_module
+
+    given = {override.split("=")[0] for override in overrides}
+    defaults = [o for o in ("model=gpt2", "size=nano") if o.split("=")[0] not in given]
+    groups = [f"+{o}" if o.split("=")[0] in ("model", "size") else o for o in overrides]
+    with initialize_config_module(config_module="llm.conf", version_base="1.3"):
+        return compose(overrides=[*(f"+{o}" for o in defaults), *groups]).model
+
+
+@pytest.fixture(scope="session")
+def build(compose_model: Callable[..., Any]) -> Callable[..., Any]:
     """build("model=llama", "model/norm=layer", …): a GPT as a command line would compose it.
 
     Size nano and 97 tokens by default. The imports are in the function, because modules imported before the run-time
     check of shapes is installed are not checked.
     """
 
-    @functools.cache
-    def compose_model(overrides: tuple[str, ...]) -> Any:
-        from hydra import compose, initialize_config_module
-
-        given = {override.split("=")[0] for override in overrides}
-        defaults = [o for o in ("model=gpt2", "size=nano") if o.split("=")[0] not in given]
-        groups = [f"+{o}" if o.split("=")[0] in ("model", "size") else o for o in overrides]
-        with initialize_config_module(config_module="llm.conf", version_base="1.3"):
-            return compose(overrides=[*(f"+{o}" for o in defaults), *groups]).model
-
     def build(*overrides: str, vocab_size: int = 97) -> Any:
         from llm.config.build import build as build_node
 
-        return build_node(compose_model(overrides), vocab_size=vocab_size)
+        return build_node(compose_model(*overrides), vocab_size=vocab_size)
 
     return build
 

@@ -61,7 +61,8 @@ ACROSS = [
     ),
     (
         "train model/layers=nope size=nano",
-        "model.pattern=[3*rotary,nope]: 4 layers are more than num_layers=2; use a shorter pattern or more layers",
+        "model.pattern=[3*rotary,nope]: 4 layers are more than num_layers=2; use a shorter pattern, such as "
+        "[rotary,nope], or more layers",
     ),
     (
         "plan model/layers=nope model.pattern=[2*rotray,nope]",

@@ -1,5 +1,6 @@
 """Every option in conf/model composes with every preset and every size."""
 
+import re
 from pathlib import Path
 
 import llm.conf
@@ -9,11 +10,13 @@ from hydra import compose, initialize_config_module
 
 from llm.config.build import build as build_node
 from llm.config.check import check_nodes
+from llm.config.errors import ConfigError
 from llm.models.size import Size
 from llm.nn.feed_forward import GatedFeedForward
 from llm.nn.norms import RMSNorm
 from llm.nn.positions import Rotary
 from llm.nn.stacked_linear import StackedLinear
+from llm.planning.cost import counts_of
 
 CONF = Path(llm.conf.__file__).parent
 PRESETS = sorted(path.stem for path in CONF.glob("model/*.yaml"))
@@ -81,6 +84,31 @@ def test_every_part_and_preset_passes_the_check(part):
 def test_every_size_builds_a_size(size):
     with initialize_config_module(config_module="llm.conf", version_base="1.3"):
         assert isinstance(build_node(compose(overrides=[f"+size={size}"]).size), Size)
+
+
+# Sizes that have fewer layers than the preset's pattern.
+TOO_SMALL = {"gemma3": ("micro", "mini", "nano"), "olmo3": ("nano",), "smollm3": ("nano",)}
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "bert"])
+def test_every_size_fits_a_preset_or_is_refused_with_a_pattern_that_does(compose_model, preset):
+    model, refused = compose_model(f"model={preset}"), []
+    tree = model._get_parent()
+    tree.model.vocab_size = 50257
+    for size in SIZES:
+        with initialize_config_module(config_module="llm.conf", version_base="1.3"):
+            tree.size = compose(overrides=[f"+size={size}"]).size
+        with torch.device("meta"):
+            try:
+                built = build_node(model)
+            except ConfigError as error:
+                refused.append(size)
+                [advised] = re.findall(r"a shorter pattern, such as \[(.*)\],", str(error))
+                built = build_node({**model, "pattern": advised.split(",")})
+        cost = counts_of(built, built.context_length)
+        assert cost.parameters >= cost.active_parameters > cost.block > 0
+        assert cost.flops_per_token > 6 * (cost.active_parameters - cost.embedding)
+    assert refused == [size for size in SIZES if size in TOO_SMALL.get(preset, ())]
 
 
 def test_parts_chosen_on_the_command_line_override_the_preset(build):

@@ -28,7 +28,10 @@ def test_entry_may_have_spaces_around_its_factor(entry):
         ),
         (["local"], r"pattern=\[local\]: leaves out layers.full; add it, or delete that kind"),
         (["local", "0*full"], r"leaves out layers.full"),
-        (["4*local", "full"], r"5 layers are more than num_layers=4; use a shorter pattern"),
+        (
+            ["4*local", "full"],
+            r"5 layers are more than num_layers=4; use a shorter pattern, such as \[local,full\], or more",
+        ),
     ],
 )
 def test_pattern_that_does_not_fit_is_refused(pattern, message):

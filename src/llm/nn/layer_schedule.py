@@ -82,8 +82,10 @@ def layer_schedule(
     if unused := [name for name in layers if name not in names]:
         raise ValueError(f"{shown}: leaves out layers.{unused[0]}; add it, or delete that kind")
     if len(names) > num_layers:
+        once = f", such as [{','.join(layers)}]," if len(layers) <= num_layers else ""
         raise ValueError(
-            f"{shown}: {len(names)} layers are more than num_layers={num_layers}; use a shorter pattern or more layers"
+            f"{shown}: {len(names)} layers are more than num_layers={num_layers}; use a shorter pattern{once} or more "
+            "layers"
         )
     return [names[index % len(names)] for index in range(num_layers)]
 

@@ -217,11 +217,16 @@ def _counts(text: str) -> Cost:
     with torch.device("meta"):
         model: nn.Module = build(config["task.model"])
         initialize(model, None, adapter=build(config.adapter))
+    return counts_of(model, config.row)
+
+
+def counts_of(model: nn.Module, row: int) -> Cost:
+    """Return the sizes of a model, and the FLOPs for a token of a row of `row` tokens."""
     total = sizes(model.parameters())
     trained = sizes(p for p in model.parameters() if p.requires_grad)
     flops = None
     if isinstance(model, SupportsFlops) and trained == total:
-        flops = model.flops_per_token(config.row)
+        flops = model.flops_per_token(row)
     stack = cast(nn.ModuleList, getattr(model, "blocks", ()))
     block = max((sizes(each.parameters()) for each in stack), default=0)
     active = active_parameters(model)

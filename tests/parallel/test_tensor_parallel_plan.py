@@ -136,9 +136,7 @@ def test_part_without_a_plan_is_named():
 def test_experts_are_refused_by_name():
     model = make("model=mixtral")
     plan = tensor_parallel_plan.plan_of(model, 2)
-    message = (
-        r"blocks\.0\.feed_forward\.router\.weight: .* cannot divide this part: use hardware=fsdp"
-    )
+    message = r"blocks\.0\.feed_forward\.router\.weight: .* cannot divide MixtureOfExperts: use hardware=fsdp"
     with pytest.raises(ValueError, match=message):
         tensor_parallel_plan.require_complete_plan(model, plan)
 

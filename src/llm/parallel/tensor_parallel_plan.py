@@ -91,8 +91,16 @@ def require_complete_plan(model: nn.Module, plan: Plan) -> None:
     for name, _ in model.named_parameters():
         if not any(name.startswith(f"{part}.") for part in plan):
             raise ValueError(
-                f"{name}: tensor parallelism cannot divide this part: use hardware=fsdp"
+                f"{name}: tensor parallelism cannot divide {_layer_of(model, name)}: use hardware=fsdp"
             )
+
+
+def _layer_of(model: nn.Module, name: str) -> str:
+    """Return the class of the innermost module of our own that contains a parameter."""
+    owner = name.rpartition(".")[0]
+    while type(model.get_submodule(owner)).__module__.startswith("torch.") and owner:
+        owner = owner.rpartition(".")[0]
+    return type(model.get_submodule(owner)).__name__
 
 
 def row_orders(model: nn.Module) -> dict[int, Int[Tensor, "rows"]]:

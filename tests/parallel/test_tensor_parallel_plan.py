@@ -142,15 +142,15 @@ def test_experts_are_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    ("words", "name"),
+    ("words", "name", "kind"),
     [
-        (("model=mixtral",), r"blocks\.0\.feed_forward\.router"),
-        (("model=mamba2",), r"blocks\.0\.attention\."),
-        (("model=lstm",), r"blocks\.0\.attention\."),
+        (("model=mixtral",), r"blocks\.0\.feed_forward\.router", "MixtureOfExperts"),
+        (("model=mamba2",), r"blocks\.0\.attention\.", "Mamba2"),
+        (("model=lstm",), r"blocks\.0\.attention\.", "LSTM"),
     ],
 )
-def test_updates_of_parts_that_cannot_be_divided_are_refused_by_name(words, name):
+def test_updates_of_parts_that_cannot_be_divided_are_refused_by_name(words, name, kind):
     model = make(*words)
     LoRA(targets=["*", "*router"] if "mixtral" in words[0] else ["*"]).apply(model)
-    with pytest.raises(ValueError, match=f"^{name}.*cannot divide this part: use hardware=fsdp"):
+    with pytest.raises(ValueError, match=f"^{name}.*cannot divide {kind}: use hardware=fsdp"):
         complete_plan_of(model, 2)

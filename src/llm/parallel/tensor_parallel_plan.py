@@ -31,6 +31,7 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from llm.models.classifier import AttentionPooling, Classifier
 from llm.models.gpt import GPT
@@ -96,11 +97,12 @@ def require_complete_plan(model: nn.Module, plan: Plan) -> None:
 
 
 def _layer_of(model: nn.Module, name: str) -> str:
-    """Return the class of the innermost module of our own that contains a parameter."""
-    owner = name.rpartition(".")[0]
-    while type(model.get_submodule(owner)).__module__.startswith("torch.") and owner:
-        owner = owner.rpartition(".")[0]
-    return type(model.get_submodule(owner)).__name__
+    """Return the class of the innermost module that contains a parameter, and is neither torch's nor an adapter's."""
+    path = name.split(".")[:-1]
+    owners = [model.get_submodule(".".join(path[:end])) for end in range(len(path), -1, -1)]
+    kinds = [type_before_parametrizations(owner) for owner in owners]
+    others = ("torch.", "llm.adapters.")
+    return next(kind.__name__ for kind in kinds if not kind.__module__.startswith(others))
 
 
 def row_orders(model: nn.Module) -> dict[int, Int[Tensor, "rows"]]:

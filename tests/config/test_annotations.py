@@ -9,7 +9,7 @@ from beartype.door import is_bearable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from llm.config.annotations import accepts
+from llm.config.annotations import accepts, parameters
 
 
 class Static(Protocol):
@@ -67,3 +67,18 @@ def test_new_type_counts_as_its_base():
 def test_typed_dictionary_accepts_only_dictionaries():
     assert accepts(Options, {"depth": 3})
     assert not any(accepts(Options | None, value) for value in ("fast", 3, [3]))
+
+
+class WithoutConstructor(nn.Module):
+    """A module that takes no argument."""
+
+
+def test_a_module_without_a_constructor_takes_no_argument_also_after_a_compilation(monkeypatch):
+    assert parameters(WithoutConstructor) == {}
+
+    # torch.compile replaces the constructor, for the rest of the process.
+    def constructor(self, *args, **kwargs):
+        pass
+
+    monkeypatch.setattr(nn.Module, "__init__", constructor)
+    assert parameters(WithoutConstructor) == {}

@@ -32,6 +32,7 @@ RECURRENCES = tuple(f"attention={name}" for name in RECURRENT)
 DECODER_ONLY = ("mask=", "layers=", "embedding=", "head=", "position=alibi", "feed_forward=none")
 ATTENTION_ONLY = (
     *("kernel=", "position=rotary", "position=alibi", "layers=local", "layers=nope"),
+    "layers=shared_kv",
     *("mask=sliding", "mask=sparse", "mask=window"),
 )
 TWO_SUBLAYERS = ("residual=parallel", "residual=sandwich_norm", "layers=dense_moe")

@@ -16,8 +16,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     A constructor with `**shared` also has the parameters of the parent class, except those named in the class attribute
     `supplied`, for which it passes its own values.
     """
-    constructor = getattr(target, "__init__", None) if inspect.isclass(target) else None
-    if getattr(constructor, "__module__", None) == "torch.nn.modules.module":
+    if inspect.isclass(target) and _constructor_owner(target) == "torch.nn.modules.module.Module":
         return {}  # without its own constructor a module takes no argument, although torch's has **kwargs
     try:
         signature = inspect.signature(target, eval_str=True)
@@ -31,6 +30,12 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         inherited = parameters(target.__bases__[0])
         found |= {name: each for name, each in inherited.items() if name not in known}
     return found
+
+
+def _constructor_owner(target: type) -> str:
+    """Return the path of the class that a constructor is inherited from; torch.compile replaces that of `nn.Module`."""
+    owner = next(each for each in target.__mro__ if "__init__" in vars(each))
+    return f"{owner.__module__}.{owner.__qualname__}"
 
 
 def product(target: Callable[..., Any]) -> Any:

@@ -74,7 +74,7 @@ VARIANTS = {
     "gpt2-soft-capped-scores": ["model=gpt2", "model/kernel=soft_capped"],
     "gpt-scaled-embedding": ["model=gpt", "model/embedding=scaled"],
     "gpt-naive": ["model=gpt", "model/kernel=naive"],
-    "gpt-flex-window": [
+    "gpt-flex-window-on-a-cpu": [
         *("model=gpt", "model/kernel=flex", "model/mask=sliding_window", "model.mask.size=5"),
     ],
     "gpt-local-full": [

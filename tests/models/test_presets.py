@@ -65,7 +65,8 @@ def test_every_part_fits_every_distinct_preset(build, part):
         if part in RECURRENCES and preset not in RECURRENT:
             continue  # the preset's kernel and biases are those of attention
         # A pattern must fit into the stack.
-        num_layers = 6 if part.startswith("layers=") else MIN_LAYERS.get(preset, 1)
+        needed = 2 if part == "attention=value_residual" else 1
+        num_layers = 6 if part.startswith("layers=") else MIN_LAYERS.get(preset, needed)
         others = completion(preset, part)
         model = build(f"model={preset}", f"model/{part}", *others, f"size.num_layers={num_layers}")
         assert model(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 97)

@@ -118,7 +118,7 @@ def test_a_layer_shares_with_the_closest_of_its_mask_as_in_gemma_3n():
     names = ["local" if kind == TYPES[0] else "full" for kind in types]
     layers = stack(*names[:5], *(f"{name}_shared" for name in names[5:]), **kinds)
     assert [link and link.layer for link in layers.links] == theirs == [None] * 5 + [4, 3, 3]
-    assert [layers.offers(layer) for layer in (2, 3, 4)] == [
+    assert [layers.offers[layer] for layer in (2, 3, 4)] == [
         [],
         ["keys_and_values"],
         ["keys_and_values"],
@@ -226,6 +226,26 @@ def test_kinds_with_equal_masks_and_positions_share():
     assert stack("a", "b", "c", **kinds).links[2].layer == 0
 
 
+def recent(queries, keys, *, size):
+    distance = queries[:, None] - keys[None, :]
+    return (distance >= 0) & (distance < size)
+
+
+def test_masks_of_one_function_with_other_arguments_differ():
+    kinds = {
+        "a": Layer(mask=partial(recent, size=2)),
+        "b": Layer(mask=partial(recent, size=9)),
+        "c": Layer(mask=partial(recent, size=2), attention=SHARED),
+    }
+    assert stack("a", "b", "c", **kinds).links[2].layer == 0
+
+
+def test_a_shared_layer_has_the_dropout_of_the_models_attention(build):
+    words = ("model=gpt2", "model/layers=shared_kv", "model.dropout=0.1")
+    model = build(*words, "model.attention.dropout=0.5")
+    assert [block.attention.dropout.p for block in model.blocks] == [0.5, 0.5]
+
+
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
@@ -235,7 +255,7 @@ def test_kinds_with_equal_masks_and_positions_share():
         ),
         (
             {"a": Layer(attention=LSTM), "b": Layer(attention=SHARED)},
-            r"layers: b is layer 2, and no earlier layer has keys",
+            r"layers: b is layer 2, and earlier layers have no keys and values to share \(LSTM\); use model/att",
         ),
         (
             {"a": Layer(mask=WINDOW), "b": Layer(mask=sliding_window(4), attention=SHARED)},

@@ -287,6 +287,10 @@ def test_resume_with_another_number_of_streams_is_refused(composed, tmp_path, wo
         (("model=gpt2",), "model: GPT has attention or positions, and data/order=contiguous"),
         (("model/position=sinusoidal",), "model: GPT has attention or positions"),
         (("data.order.accumulate=2",), "data.order.accumulate: 2 is not trainer.accumulate=1"),
+        (
+            ("trainer.accumulate=2", "~data.order.accumulate"),
+            "data.order.accumulate: 1 is not trainer.accumulate=2",
+        ),
         (("hardware=pipeline",), "hardware: a pipeline does not carry the state"),
     ],
 )

@@ -58,7 +58,7 @@ def test_pairs_without_targets_do_not_count(task):
     task.evaluate(batch)
     found = task.results()
     task.evaluate({name: tensor[kept] for name, tensor in batch.items()})
-    assert found == pytest.approx(task.results())
+    assert found == pytest.approx(task.results(), rel=1e-5)  # sums of float32 in another order
 
 
 def test_training_metrics_are_means_since_the_last_call(task):

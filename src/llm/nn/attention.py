@@ -48,7 +48,7 @@ def naive_attention(
         key: keys of all S positions; each of the K heads serves H / K consecutive query heads.
         value: values of all S positions.
         mask: broadcastable to (B, H, T, S). Boolean: True where a query may attend to a key.
-            Floating: added to the scores. `RowLimits` stand for a boolean mask of all T = S positions.
+            Floating: added to the scores. `RowLimits` describe a boolean mask of all T = S positions.
         causal: whether query t attends only to keys up to its own position, S - T + t.
         window: number of keys that a causal query attends to, its own included; None means all.
         dropout: probability of setting an attention weight to zero.
@@ -234,8 +234,8 @@ class Attention(HeadMixer):
         qk_norm_over: the columns that it normalizes: `each_head` or `all_heads`.
         output_gate: makes a gate on the output of the heads for the widths C and H · D, such as `SigmoidGate`.
         sinks: makes a further score in each head's softmax for a number of heads, such as `Sinks`.
-        value_residual: makes a mean of the first layer's values and this layer's own, such as `ValueResidual`. The
-            first layer of a stack has none.
+        value_residual: makes a weighted sum of the first layer's values and this layer's own, such as `ValueResidual`.
+            The first layer of a stack has none.
         kernel: the function that computes attention: `naive_attention` or an equivalent.
 
     Raises:

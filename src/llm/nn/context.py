@@ -102,7 +102,7 @@ class Context:
     def _without_tensor(
         self, mask: Predicate, new: int, *, limits: RowLimits, cache: KeysAndValues | None
     ) -> dict[str, Any] | None:
-        """Return the arguments that stand for mask and limits; None if they take a tensor."""
+        """Return the arguments that replace mask and limits; None if they take a tensor."""
         has_limits = bool(limits.predicates)
         if isinstance(mask, SlidingWindow) and self.start == 0 and new > BLOCKS_FROM * mask.size:
             return {"causal": True, "window": mask.size, "mask": limits if has_limits else None}

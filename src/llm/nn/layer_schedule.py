@@ -68,7 +68,7 @@ def layer_schedule(
         pattern: their order, such as `[5*local, full]`.
 
     Raises:
-        ValueError: the pattern is no list, names an unknown kind, leaves one out, or is longer than the stack.
+        ValueError: the pattern is not a list, names an unknown kind, leaves one out, or is longer than the stack.
     """
     if isinstance(pattern, str) or not pattern:
         raise ValueError(

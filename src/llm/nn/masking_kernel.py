@@ -50,7 +50,7 @@ class MaskingKernel(ABC):
 
         Args:
             x: states of the tokens; only their device and length matter.
-            known: the arguments `causal` and `window` that stand for the mask; None if it takes a tensor.
+            known: the arguments `causal` and `window` that replace the mask; None if it takes a tensor.
         """
 
     @abstractmethod

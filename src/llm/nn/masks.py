@@ -39,17 +39,18 @@ def is_same_function(predicate: Predicate, function: Predicate) -> bool:
 
 
 def is_same_mask(one: Predicate | None, other: Predicate | None) -> bool:
-    """Return whether two predicates are equal, or were made by one function of this module with equal arguments."""
+    """Return whether two predicates are equal, or were made by one function with equal arguments."""
     return one == other or _definition(one) == _definition(other)
 
 
 def _definition(predicate: Any) -> object:
     """Return a predicate's code and the arguments that it was made with; the predicate itself if it has no code."""
     function: Any = inspect.unwrap(getattr(predicate, "func", predicate))
+    given = getattr(predicate, "args", ()), getattr(predicate, "keywords", {})
     code = getattr(function, "__code__", None)
     if code is None:
-        return function
-    return code, tuple(cell.cell_contents for cell in function.__closure__ or ())
+        return function, given
+    return code, tuple(cell.cell_contents for cell in function.__closure__ or ()), given
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def not_padding(real: Bool[Tensor, "B S"]) -> Predicate:
 
 @dataclass(frozen=True, eq=False)
 class RowLimits:
-    """Padding and documents of T tokens, as a kernel takes them that makes its masks in blocks.
+    """Padding, documents or both of T tokens, as a kernel takes them that makes its masks in blocks.
 
     Attributes:
         real: True for real tokens; None means all.

@@ -123,6 +123,12 @@ class SharedKVAttention(HeadMixer):
             ):
                 self._require_fitting(cast(Attention, other.mixer), number)
                 return Link(number, KEYS_AND_VALUES)
+        if earlier and not any(KEYS_AND_VALUES in other.mixer.offers for other in earlier):
+            names = sorted({type(other.mixer).__name__ for other in earlier})
+            raise ValueError(
+                f"earlier layers have no keys and values to share ({', '.join(names)}); use "
+                "model/attention=multi_head"
+            )
         raise ValueError(
             "no earlier layer has keys and values of its own with this layer's mask and position; put a kind that has "
             "them before it, such as model.pattern=[own,shared]"

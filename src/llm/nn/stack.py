@@ -29,6 +29,7 @@ class Stack(nn.ModuleList):
     Attributes:
         schedule: the name of each block's kind.
         links: what each block reads of an earlier one; None for nothing.
+        offers: the names of what later blocks read of each block.
 
     Raises:
         ValueError: the pattern and the kinds do not fit each other, or a layer has no earlier one to read.
@@ -50,6 +51,7 @@ class Stack(nn.ModuleList):
         )
         blocks = [_block(dim, kinds[name]) for name in self.schedule]
         self.links = [self._connected(index, blocks) for index in range(num_layers)]
+        self.offers = [self._offers(index) for index in range(num_layers)]
         super().__init__(blocks)
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context) -> Float[Tensor, "B T C"]:
@@ -64,14 +66,13 @@ class Stack(nn.ModuleList):
             inputs = {**shared[kind], "cache": cache}
             if (link := self.links[index]) is not None:
                 inputs["source"] = offered[link.layer][link.name]
-            if offers := self.offers(index):
-                x, offered[index] = block(x, **inputs, offers=offers)
+            if self.offers[index]:
+                x, offered[index] = block(x, **inputs, offers=self.offers[index])
             else:
                 x = block(x, **inputs)
         return x
 
-    def offers(self, layer: int) -> list[str]:
-        """Return the names of what later blocks read of a block."""
+    def _offers(self, layer: int) -> list[str]:
         return sorted(
             {link.name for link in self.links if link is not None and link.layer == layer}
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class ValueResidual(nn.Module):
     """λ₁ · V₁ + λ₂ · Vₙ: the first layer's values and those of layer n, with two learned factors for the layer.
 
-    The mean replaces the layer's own values before attention, so the cache contains it in their place.
+    The weighted sum replaces the layer's own values before attention, so the cache contains it in their place.
 
     Args:
         first: λ₁ before training.

@@ -38,13 +38,13 @@ class CarriedStates:
 
         Args:
             model: the model, whose layers are all recurrent.
-            continues: whether a row continues the row of the window before; otherwise its state begins anew.
+            continues: whether a row continues the row of the window before; otherwise it starts from the zero state.
             micro_batch: number of the micro-batch.
         """
         cache = model.new_cache(len(continues))
         before = [cast(RecurrentState, layer).parts for layer in cache.layers]
         if (kept := self.states.get(micro_batch)) is not None:
-            # A row that overflowed begins anew; otherwise all later windows of its stream would too.
+            # A row that overflowed starts from the zero state; otherwise all later windows of its stream would too.
             rows = continues & finite_rows(kept).to(continues.device)
             before = [chosen(rows, *pair) for pair in zip(kept, before, strict=True)]
         layers = cache.layers = [CarriedState(**parts) for parts in before]

@@ -42,9 +42,9 @@ class Pretraining(Task):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits of each next token, (B, T, V)."""
-        return self.model(
-            batch["tokens"], **{key: batch[key] for key in ("cache",) if key in batch}
-        )
+        if "cache" not in batch:
+            return self.model(batch["tokens"])
+        return self.model(batch["tokens"], cache=batch["cache"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a micro-batch, see `Task`."""

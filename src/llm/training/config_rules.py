@@ -33,11 +33,14 @@ def data_have_a_batch_size(config: Mapping[str, Any]) -> Iterator[str]:
 
 def streams_fit_training(config: Mapping[str, Any]) -> Iterator[str]:
     """Require as many streams of a contiguous text as an optimizer step has rows, and whole models."""
-    count, accumulate = (value_at(config, f"{key}.accumulate") for key in ("data.order", "trainer"))
-    if count is None:  # the windows are shuffled
+    if not (order := value_at(config, "data.order")):  # the windows are shuffled
         return
+    count, accumulate = order.get("accumulate", 1), value_at(config, "trainer.accumulate")
     if count != accumulate:
-        yield f"data.order.accumulate: {count} is not trainer.accumulate={accumulate}; leave it out"
+        yield (
+            f"data.order.accumulate: {count} is not trainer.accumulate={accumulate}; set trainer.accumulate, which it "
+            "follows"
+        )
     if value_at(config, "hardware.strategy._target_") == "llm.parallel.pipeline.Pipeline":
         yield (
             "hardware: a pipeline does not carry the state of recurrent layers, which data/order=contiguous needs; use "

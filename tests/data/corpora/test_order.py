@@ -57,7 +57,7 @@ def test_an_epoch_reads_adjacent_streams_of_equal_length(make, accumulate):
             found = windows.flatten().numpy()
             assert (found == text[first : first + len(found)]).all()
         continues = torch.stack([batch["continues"] for batch in epoch])
-        assert not continues[:accumulate].any(), "each epoch begins anew"
+        assert not continues[:accumulate].any(), "each epoch starts from the zero state"
         assert continues[accumulate:].all()
 
 

@@ -67,7 +67,7 @@ class Contiguous(Shuffled):
     The training text is cut into as many streams of equal length as an optimizer step has rows. An epoch reads each of
     them once; what is left over at the end of the text, less than a window per stream, is not read. The validation text
     is cut into `batch_size` streams, and each of its tokens but the first is a target exactly once. A batch has
-    `continues`, (B) bool: whether a row continues that of the batch before; otherwise its state begins anew.
+    `continues`, (B) bool: whether a row continues that of the batch before; otherwise it starts from the zero state.
 
     Args:
         accumulate: micro-batches of an optimizer step, each with streams of its own.

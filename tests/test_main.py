@@ -110,6 +110,62 @@ ACROSS = [
         "kernel, which model=gpt2 sets; use model=lstm, to which other options can be added",
     ),
     (
+        "train model=gru size=nano model.attention.recurrence._target_=llm.nn.lstm.naive_lstm",
+        "model.attention.recurrence: naive_lstm does not compute what naive_gru does; use llm.nn.gru.naive_gru or "
+        "llm.nn.gru.fused_gru, or a function of yours that takes input_weight, recurrent_weight, bias, real, starts",
+    ),
+    (
+        "train model=lstm size=nano model.attention.recurrence._target_=llm.nn.gru.fused_gru",
+        "model.attention.recurrence: fused_gru does not compute what naive_lstm does; use llm.nn.lstm.naive_lstm or "
+        "llm.nn.lstm.fused_lstm, or a function of yours that takes input_weight, recurrent_weight, bias, real, starts",
+    ),
+    (
+        "train model=mamba2 size=nano "
+        "model.attention.recurrence._target_=llm.nn.gated_delta_rule.chunked_gated_delta_rule",
+        "model.attention.recurrence: chunked_gated_delta_rule does not compute what recurrent_state_space does; use "
+        "llm.nn.state_space_duality.recurrent_state_space or llm.nn.state_space_duality.chunked_state_space, or a "
+        "function of yours that takes log_decay, b, c, state, starts",
+    ),
+    (
+        "train model=gated_deltanet size=nano "
+        "model.attention.recurrence._target_=llm.nn.state_space_duality.chunked_state_space",
+        "model.attention.recurrence: chunked_state_space does not compute what recurrent_gated_delta_rule does; use "
+        "llm.nn.gated_delta_rule.recurrent_gated_delta_rule or llm.nn.gated_delta_rule.chunked_gated_delta_rule, or a "
+        "function of yours that takes log_decay, beta, state, starts",
+    ),
+    (
+        "train model=lstm model/position=alibi size=nano",
+        "model/position=alibi: needs model.attention.num_heads, which model/attention=lstm does not have; use "
+        "model/position=none",
+    ),
+    (
+        "train model=lstm model/attention=gru model/kernel=naive model/position=rotary size=nano",
+        "model/kernel=naive: model/attention=gru has no kernel; leave it out, or use "
+        "model.attention.recurrence._target_=llm.nn.gru.naive_gru\n"
+        "model/position=rotary: needs model.attention.num_heads, model.attention.head_dim, which model/attention=gru "
+        "does not have; use model/position=none",
+    ),
+    (
+        "train model=lstm model/kernel=naive size=nano",
+        "model/kernel=naive: model/attention=lstm has no kernel; leave it out, or use "
+        "model.attention.recurrence._target_=llm.nn.lstm.naive_lstm",
+    ),
+    (
+        "train model=mamba2 model.attention.kernel_size=0 model.attention.num_groups=0",
+        "model.attention.num_groups: 0 is out of range; give 1 or more and at most 1048576\n"
+        "model.attention.kernel_size: 0 is out of range; give 1 or more and at most 1048576",
+    ),
+    (
+        "train model=gpt2 model/attention=value_residual size=nano size.num_layers=1",
+        "model.attention: no layer has an earlier one whose values it could add to its own, so nothing changes; use "
+        "more layers, or an attention without this part",
+    ),
+    (
+        "train model=gpt2 model/attention=value_residual model/layers=shared_kv size=nano",
+        "model.attention: no layer has an earlier one whose values it could add to its own, so nothing changes; use "
+        "more layers, or an attention without this part",
+    ),
+    (
         "train model=mamba2 model/mask=sliding_window size=nano",
         "model.mask: no layer of this model uses it; leave it out",
     ),

@@ -16,6 +16,7 @@ from llm.config.composed import Composed
 from llm.config.errors import ConfigError, collecting, key_of_line, raise_all
 from llm.config.explanation import hydra_message, wrong_overrides
 from llm.config.loader import HYDRA_ERRORS, Loader
+from llm.config.option_advice import about_options
 from llm.config.overrides import differing_words, key_of
 from llm.config.resolvers import resolve_composition
 
@@ -107,6 +108,7 @@ def check_composed(loader: Loader, point: Composed, *, found: Sequence[str] = ()
     ends = tuple(found)  # a constructor may report the same problem, after the key of its section
     others = (x for x in problems if not (x.startswith(known) or x.endswith(ends)))
     lines = _about_deletions([*found, *others], point.overrides)
+    lines = about_options(lines, point, loader)
     lines = _about_presets(lines, point, loader)
     typed = {key_of(word) for word in point.overrides}
     options = list(loader.own_options(point.choices.items()))

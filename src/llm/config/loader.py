@@ -143,10 +143,14 @@ class Loader(ConfigLoaderImpl):
             with suppress(*HYDRA_ERRORS, ConfigError):
                 found = self.repository.load_config(f"{group}/{option}") if option else None
             if found is not None and found.provider == FOLDER:
-                package = found.header.get("package") or "_group_"
-                key = {"_global_": "", "_group_": group.replace("/", ".")}.get(package, package)
+                key = _package(found, group)
                 file = f"{found.path.removeprefix('file://')}/{group}/{option}.yaml"
                 yield OwnOption(file, key, OmegaConf.to_container(found.config, resolve=False))
+
+    def package_of(self, group: str, option: str) -> str:
+        """Return the key under which an option of a group is placed; empty for the root."""
+        found = self.repository.load_config(f"{group}/{option}")
+        return group.replace("/", ".") if found is None else _package(found, group)
 
     def _problems(self, config: DictConfig, parsed: Sequence[Override]) -> Iterator[str]:
         """Yield a line for each key of Hydra's, and each `trust`, that only a command line may set."""
@@ -303,3 +307,9 @@ def _trust_problems(config: DictConfig, typed: set[str]) -> Iterator[str]:
     for key, value in trusts({name: plain[name] for name in plain if name != "hydra"}):
         if value not in (None, [], "${trust}") and key not in typed:
             yield f"{key}: a file may not set it; type trust=[…] on the command line"
+
+
+def _package(found: ConfigResult, group: str) -> str:
+    """Return the key under which a config of a group is placed; empty for the root."""
+    package = found.header.get("package") or "_group_"
+    return {"_global_": "", "_group_": group.replace("/", ".")}.get(package, package)

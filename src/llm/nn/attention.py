@@ -333,6 +333,11 @@ class Attention(HeadMixer):
             offered[KEYS_AND_VALUES] = key, value
         return self._mixed(query, key, value, x=x, mask=mask, causal=causal, window=window)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The first layer's values, if this layer mixes them with its own."""
+        return () if self.value_residual is None else (VALUES,)
+
     def connect(self, own: PlacedMixer, earlier: Sequence[PlacedMixer]) -> Link | None:
         """Return the first layer with values, if this layer mixes them with its own."""
         if self.value_residual is None:

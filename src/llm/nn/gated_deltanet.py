@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llm.nn.chunked_decay import document_starts
-from llm.nn.gated_delta_rule import chunked_gated_delta_rule
+from llm.nn.gated_delta_rule import chunked_gated_delta_rule, recurrent_gated_delta_rule
 from llm.nn.heads import group_size, head_width
 from llm.nn.norms import RMSNorm
-from llm.nn.recurrent_mixer import RecurrentMixer, RecurrentState
+from llm.nn.recurrent_mixer import RecurrentMixer, RecurrentState, require_recurrence
 from llm.nn.short_convolution import ShortConvolution
 
 
@@ -32,7 +32,8 @@ class GatedDeltaNet(RecurrentMixer):
         recurrence: the function that computes the rule: `recurrent_gated_delta_rule` or an equivalent.
 
     Raises:
-        ValueError: `num_heads` does not divide `dim`, or `num_key_heads` does not divide `num_heads`.
+        ValueError: `num_heads` does not divide `dim`, `num_key_heads` does not divide `num_heads`,
+            or `recurrence` computes another layer.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class GatedDeltaNet(RecurrentMixer):
         group_size(self.num_heads, self.num_key_heads, name="num_key_heads")
         self.head_dim = head_width(dim, num_heads, head_dim=head_dim)
         self.value_head_dim = value_head_dim or self.head_dim
+        require_recurrence(recurrence, definition=recurrent_gated_delta_rule)
         self.recurrence = recurrence
 
         keys, values = self.num_key_heads * self.head_dim, num_heads * self.value_head_dim

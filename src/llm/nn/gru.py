@@ -99,6 +99,7 @@ class GRU(RecurrentCell):
 
     num_gates, num_biases = 3, 4
     state_names = ("hidden",)
+    definition = staticmethod(naive_gru)
 
     def __init__(
         self, dim: int, *, dropout: float = 0.0, recurrence: Recurrence = fused_gru

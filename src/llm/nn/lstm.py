@@ -100,6 +100,7 @@ class LSTM(RecurrentCell):
 
     num_gates = num_biases = 4
     state_names = ("hidden", "cell")
+    definition = staticmethod(naive_lstm)
 
     def __init__(
         self, dim: int, *, dropout: float = 0.0, recurrence: Recurrence = fused_lstm

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from llm.nn.chunked_decay import document_starts
 from llm.nn.heads import group_size, head_width
 from llm.nn.norms import RMSNorm
-from llm.nn.recurrent_mixer import RecurrentMixer, RecurrentState
+from llm.nn.recurrent_mixer import RecurrentMixer, RecurrentState, require_recurrence
 from llm.nn.short_convolution import ShortConvolution
-from llm.nn.state_space_duality import chunked_state_space
+from llm.nn.state_space_duality import chunked_state_space, recurrent_state_space
 
 
 class Mamba2(RecurrentMixer):
@@ -38,7 +38,8 @@ class Mamba2(RecurrentMixer):
         recurrence: the function that computes the heads: `recurrent_state_space` or an equivalent.
 
     Raises:
-        ValueError: `num_heads` does not divide the width of the heads, or `num_groups` does not divide `num_heads`.
+        ValueError: `num_heads` does not divide the width of the heads, `num_groups` does not divide
+            `num_heads`, or `recurrence` computes another layer.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Mamba2(RecurrentMixer):
         width = expand * dim
         self.head_dim = head_width(width, num_heads)
         self.steps = (min_step, max_step)
+        require_recurrence(recurrence, definition=recurrent_state_space)
         self.recurrence = recurrence
 
         mixed = width + 2 * num_groups * state_dim  # x, b and c

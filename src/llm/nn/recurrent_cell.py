@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llm.nn.chunked_decay import document_starts
 from llm.nn.document_rows import State
-from llm.nn.recurrent_mixer import RecurrentMixer, RecurrentState
+from llm.nn.recurrent_mixer import RecurrentMixer, RecurrentState, require_recurrence
 
 Recurrence = Callable[..., tuple[Tensor, State]]
 
@@ -23,19 +23,24 @@ class RecurrentCell(RecurrentMixer):
     Args:
         dim: width C of the model and of the state.
         dropout: probability for the output; connections between tokens are not dropped (Zaremba et al. 2014).
-        recurrence: the function that computes the layer.
+        recurrence: the function that computes the layer: `definition` or an equivalent.
+
+    Raises:
+        ValueError: `recurrence` computes another layer.
 
     Attributes:
         num_gates: number of gates, each of width C.
         num_biases: number of biases, each of width C.
         matrices: names of the matrices.
         state_names: names of the vectors of the state.
+        definition: the written-out function of the layer.
     """
 
     num_gates: ClassVar[int]
     num_biases: ClassVar[int]
     matrices: ClassVar[tuple[str, ...]] = ("input_weight", "recurrent_weight")
     state_names: ClassVar[tuple[str, ...]]
+    definition: ClassVar[Recurrence]
 
     def __init__(self, dim: int, *, dropout: float = 0.0, recurrence: Recurrence) -> None:
         super().__init__()
@@ -44,6 +49,7 @@ class RecurrentCell(RecurrentMixer):
         self.recurrent_weight = nn.Parameter(torch.empty(self.num_gates * dim, dim))
         self.bias = nn.Parameter(torch.empty(self.num_biases * dim))
         self.dropout = nn.Dropout(dropout)
+        require_recurrence(recurrence, definition=type(self).definition)
         self.recurrence = recurrence
         self.reset_parameters()
 

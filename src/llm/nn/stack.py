@@ -32,7 +32,8 @@ class Stack(nn.ModuleList):
         offers: the names of what later blocks read of each block.
 
     Raises:
-        ValueError: the pattern and the kinds do not fit each other, or a layer has no earlier one to read.
+        ValueError: the pattern and the kinds do not fit each other, a layer has no earlier one to read, or
+            none has one although the layers add what an earlier one computes.
     """
 
     def __init__(
@@ -50,8 +51,14 @@ class Stack(nn.ModuleList):
             num_layers, layers=kinds, pattern=[*kinds] if pattern is None else pattern
         )
         blocks = [_block(dim, kinds[name]) for name in self.schedule]
+        wanted = {name for block in blocks for name in block.attention.reads}
         self.links = [self._connected(index, blocks) for index in range(num_layers)]
         self.offers = [self._offers(index) for index in range(num_layers)]
+        for name in wanted - {link.name for link in self.links if link is not None}:
+            raise ValueError(
+                f"attention: no layer has an earlier one whose {name} it could add to its own, so nothing changes; use "
+                "more layers, or an attention without this part"
+            )
         super().__init__(blocks)
 
     def forward(self, x: Float[Tensor, "B T C"], context: Context) -> Float[Tensor, "B T C"]:

@@ -47,6 +47,11 @@ class TokenMixer(nn.Module, ABC):
     attends: ClassVar[bool] = True
     offers: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The names of what this layer adds from an earlier layer; the first layer of a stack has nothing to add."""
+        return ()
+
     def connect(self, own: "PlacedMixer", earlier: Sequence["PlacedMixer"]) -> Link | None:
         """Return what this layer reads of an earlier one, and None if it reads nothing. Called when the stack is made.
 

@@ -1,0 +1,32 @@
+"""Lines about options that do not suit the others; the command line tests have further ones (`tests/test_main.py`)."""
+
+import pytest
+
+from llm.config.base import Command
+from llm.config.composition import check_composed, compose
+from llm.config.errors import ConfigError
+from llm.config.loader import CONF, open_loader
+
+
+def problems(*words: str) -> tuple[str, ...]:
+    loader = open_loader(CONF)
+    with pytest.raises(ConfigError) as caught:
+        assert isinstance(check_composed(loader, compose(loader, "train", words)), Command)
+    return caught.value.problems
+
+
+def test_advice_for_a_function_with_other_arguments_deletes_those_that_it_lacks():
+    function = "llm.nn.state_space_duality.recurrent_state_space"
+    advice = (
+        f"model.attention.recurrence._target_={function} ~model.attention.recurrence.chunk_size"
+    )
+    assert problems("model=mamba2", "size=nano", "model/kernel=naive") == (
+        "model/kernel=naive: model/attention=mamba2 has no kernel; leave it out, or use " + advice,
+    )
+    loader, words = open_loader(CONF), ("model=mamba2", "size=nano", *advice.split())
+    assert check_composed(loader, compose(loader, "train", words)) is not None
+
+
+def test_a_key_that_the_user_typed_keeps_its_own_line():
+    [line] = problems("model=lstm", "size=nano", "+model.attention.kernel=null")
+    assert line.startswith("model.attention.kernel: no such key; ")

@@ -62,14 +62,8 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(
         (
             *("multiple_of", "rank", "chunk_size", "expand", "state_dim", "value_head_dim"),
-            *(
-                "latent_dim",
-                "query_latent_dim",
-                "value_dim",
-                "kernel_size",
-                "num_groups",
-                "num_key_heads",
-            ),
+            *("latent_dim", "query_latent_dim", "value_dim", "kernel_size", "num_groups"),
+            "num_key_heads",
         ),
         Range(at_least=1, at_most=2**20),
     ),

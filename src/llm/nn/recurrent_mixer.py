@@ -107,7 +107,7 @@ class RecurrentMixer(TokenMixer):
             x: states of T new tokens.
             cache: the state after earlier tokens; it is advanced.
             attention_mask: True for real tokens. Padding leaves the state as it is.
-            document_ids: document of each token; the state begins anew in each document.
+            document_ids: document of each token; each document starts from the zero state.
         """
 
 

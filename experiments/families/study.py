@@ -1,0 +1,150 @@
+"""Eight families of language models with equal active parameters and tokens: loss at three lengths of the context.
+
+    python experiments/families/study.py             # trials, the chosen settings with three seeds, the table
+    python experiments/families/study.py --table     # the table of the finished runs
+
+One seed selects learning rate and dropout of each family by the validation loss, other seeds measure them. All families
+have the same four trials. Finished runs are skipped.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from llm.comparison.interval import mean_interval
+from llm.comparison.result import Result
+from llm.runs import list_runs
+
+HERE = Path(__file__).parent
+FAMILIES = (
+    *("gpt2", "llama", "qwen3", "gemma3_short", "moe", "gated_deltanet_hybrid"),
+    *("mamba2", "lstm"),
+)
+SELECTING_SEED, MEASURING_SEEDS = 1, (2, 3, 4)
+DROPOUT = 0.1  # of the fourth trial, at the best rate of three
+CONTEXT, TOKENS_PER_STEP = 512, 4096
+OTHER_CONTEXTS = (128, 4096)
+# What a trial sets besides the sweep: its settings and the widths that match its size to that of the first family.
+SETTINGS = ("model", "optimizer.lr", "model.dropout", "size.dim", "model.feed_forward.hidden_dim")
+
+
+class Trained:
+    """The finished runs of one family.
+
+    Args:
+        name: the family, an option of `model`.
+        output: folder of the runs.
+    """
+
+    def __init__(self, name: str, output: Path) -> None:
+        runs = [run for run in list_runs(output) if run.status == "done"]
+        self.name = name
+        self.runs = [run for run in runs if run.record["overrides"]["model"] == name]
+
+    def trials(self) -> list[Result]:
+        """Return the runs of the selecting seed, the best first."""
+        trials = [Result(run) for run in self.runs if run.record["seed"] == SELECTING_SEED]
+        return sorted(trials, key=bits_per_byte)
+
+    def best_settings(self) -> dict[str, str]:
+        """Return the overrides of the best trial that belong to the family."""
+        best = self.trials()[0].run.record["overrides"]
+        return {key: str(best[key]) for key in SETTINGS if key in best}
+
+    def measured(self, context: int) -> list[Result]:
+        """Return the runs of the measuring seeds with this context."""
+        length = str(context) if context != CONTEXT else None
+        return [
+            Result(run)
+            for run in self.runs
+            if run.record["seed"] in MEASURING_SEEDS
+            and _text(run.record["overrides"].get("size.context_length")) == length
+        ]
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def bits_per_byte(result: Result) -> float:
+    """Return the bits per byte of the whole validation part after the last step."""
+    return result.metrics["bits_per_byte"]
+
+
+def train(output: Path, *words: str) -> None:
+    """Run one sweep; finished runs are skipped."""
+    command = [
+        *("llm", "train", "--config-dir", str(HERE / "conf"), "sweep=families"),
+        *(f"output_dir={output}", *words),
+    ]
+    print(shlex.join(command), flush=True)
+    subprocess.run([sys.executable, "-m", *command], check=True)
+
+
+def fixed(settings: dict[str, str]) -> Iterator[str]:
+    """Yield a family's settings as overrides of a sweep whose points have their sizes already."""
+    yield "match=null"
+    yield from (f"{key}={value}" for key, value in settings.items())
+
+
+def run_all(output: Path, words: list[str]) -> None:
+    """Train the trials, then the chosen settings at each length of the context."""
+    train(output, f"seed={SELECTING_SEED}", *words)
+    seeds = f"seed={','.join(map(str, MEASURING_SEEDS))}"
+    for name in FAMILIES:
+        settings = Trained(name, output).best_settings() | {"model.dropout": str(DROPOUT)}
+        train(output, *fixed(settings), f"seed={SELECTING_SEED}", *words)
+    for context in (CONTEXT, *OTHER_CONTEXTS):
+        for name in FAMILIES:
+            settings = Trained(name, output).best_settings()
+            length = () if context == CONTEXT else shape(context)
+            train(output, *fixed(settings), seeds, *length, *words)
+
+
+def shape(context: int) -> tuple[str, str]:
+    """Return the overrides of another context, with as many tokens in a step."""
+    return f"size.context_length={context}", f"data.batch_size={TOKENS_PER_STEP // context}"
+
+
+def table(output: Path) -> str:
+    """Format a row for each family."""
+    contexts = sorted((CONTEXT, *OTHER_CONTEXTS))
+    head = ["model", "parameters", "learning rate", "dropout", *(f"{c:,}" for c in contexts)]
+    lines = [f"| {' | '.join(head)} |", f"|---|---:|---|---|{'---:|' * len(contexts)}"]
+    for name in FAMILIES:
+        family = Trained(name, output)
+        settings = family.best_settings()
+        losses = [interval(family.measured(context)) for context in contexts]
+        parameters = family.runs[0].record["parameters"]
+        cells = [f"`{name}`", f"{parameters / 1000:.0f} k", settings["optimizer.lr"]]
+        cells += [settings.get("model.dropout", "0"), *losses]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def interval(results: list[Result]) -> str:
+    """Format mean and 95 % interval of the bits per byte."""
+    if len(results) < 2:
+        return "–"
+    found = mean_interval([bits_per_byte(result) for result in results])
+    return f"{found.mean:.3f} ± {found.margin:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/families_study"))
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("words", nargs="*", help="further overrides of every run")
+    args = parser.parse_args()
+    if not args.table:
+        run_all(args.output, args.words)
+    print(table(args.output))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
     python experiments/families/study.py             # trials, the chosen settings with three seeds, the table
     python experiments/families/study.py --table     # the table of the finished runs
+    python experiments/families/study.py --families llama lstm  # only these, so that two processes can share
 
 One seed selects learning rate and dropout of each family by the validation loss, other seeds measure them. All families
 have the same four trials. Finished runs are skipped.
@@ -21,12 +22,12 @@ from llm.runs import list_runs
 HERE = Path(__file__).parent
 FAMILIES = (
     *("gpt2", "llama", "qwen3", "gemma3_short", "moe", "gated_deltanet_hybrid"),
-    *("mamba2", "lstm"),
+    *("mamba2_small_state", "lstm"),
 )
 SELECTING_SEED, MEASURING_SEEDS = 1, (2, 3, 4)
 DROPOUT = 0.1  # of the fourth trial, at the best rate of three
-CONTEXT, TOKENS_PER_STEP = 512, 4096
-OTHER_CONTEXTS = (128, 4096)
+CONTEXT, OTHER_CONTEXTS = 512, (128, 4096)
+TOKENS, LEAST_TOKENS_PER_STEP = 1_024_000, 1024
 # What a trial sets besides the sweep: its settings and the widths that match its size to that of the first family.
 SETTINGS = ("model", "optimizer.lr", "model.dropout", "size.dim", "model.feed_forward.hidden_dim")
 
@@ -90,23 +91,29 @@ def fixed(settings: dict[str, str]) -> Iterator[str]:
     yield from (f"{key}={value}" for key, value in settings.items())
 
 
-def run_all(output: Path, words: list[str]) -> None:
+def run_all(families: list[str], output: Path, words: list[str]) -> None:
     """Train the trials, then the chosen settings at each length of the context."""
-    train(output, f"seed={SELECTING_SEED}", *words)
+    models = [FAMILIES[0], *(name for name in families if name != FAMILIES[0])]  # match the first
+    train(output, f"model={','.join(models)}", f"seed={SELECTING_SEED}", *words)
     seeds = f"seed={','.join(map(str, MEASURING_SEEDS))}"
-    for name in FAMILIES:
+    for name in families:
         settings = Trained(name, output).best_settings() | {"model.dropout": str(DROPOUT)}
         train(output, *fixed(settings), f"seed={SELECTING_SEED}", *words)
     for context in (CONTEXT, *OTHER_CONTEXTS):
-        for name in FAMILIES:
+        for name in families:
             settings = Trained(name, output).best_settings()
             length = () if context == CONTEXT else shape(context)
             train(output, *fixed(settings), seeds, *length, *words)
 
 
-def shape(context: int) -> tuple[str, str]:
-    """Return the overrides of another context, with as many tokens in a step."""
-    return f"size.context_length={context}", f"data.batch_size={TOKENS_PER_STEP // context}"
+def shape(context: int) -> list[str]:
+    """Return the overrides of another context, with as many tokens in all and, if rows are short, in a step."""
+    rows = max(1, LEAST_TOKENS_PER_STEP // context)
+    steps = TOKENS // (rows * context)
+    return [
+        *(f"size.context_length={context}", f"data.batch_size={rows}"),
+        *(f"trainer.max_steps={steps}", f"trainer.val_every={steps}"),
+    ]
 
 
 def table(output: Path) -> str:
@@ -138,11 +145,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/families_study"))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("words", nargs="*", help="further overrides of every run")
     args = parser.parse_args()
     if not args.table:
-        run_all(args.output, args.words)
+        run_all(list(args.families), args.output, args.words)
     print(table(args.output))
 
 

@@ -1,0 +1,149 @@
+"""Tokens per second of training and of generation, and memory, of the families of `study.py`, against the context.
+
+    python experiments/families/measure.py           # after study.py, which chooses the widths
+
+All families are timed in turn, so that other work on the machine slows down all of them. Memory is measured in a new
+process for each family and context.
+"""
+
+import argparse
+import platform
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_module
+from study import FAMILIES, HERE, Trained, shape
+
+from llm.callbacks.throughput import peak_memory
+from llm.config.build import build
+from llm.models.gpt import GPT
+
+CONTEXTS = (128, 256, 512, 1024, 2048, 4096)
+TOKENS_PER_STEP = 4096
+VOCAB_SIZE = 257  # bytes, and the end of a text
+Settings = dict[str, str]
+
+
+def make(settings: Settings, context: int) -> GPT:
+    """Return a family's model, with random weights."""
+    words = [f"{key}={value}" for key, value in settings.items()]
+    with initialize_config_module(config_module="llm.conf", version_base="1.3"):
+        config = compose(
+            "train",
+            overrides=[
+                *(f"hydra.searchpath=[file://{HERE / 'conf'}]", "sweep=families"),
+                *(*words, *shape(context)),
+            ],
+        )
+    torch.manual_seed(0)
+    return build(config.model, vocab_size=VOCAB_SIZE)
+
+
+def training(model: GPT, context: int) -> Callable[[], None]:
+    """Return a function that makes a step of training: forward, backward and AdamW."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    tokens = torch.randint(256, (TOKENS_PER_STEP // context, context + 1))
+
+    def step() -> None:
+        logits = model.train()(tokens[:, :-1])
+        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+@torch.inference_mode()
+def seconds_per_token(model: GPT, context: int, *, new: int) -> float:
+    """Return the time of a token at the end of a context, with a cache of the tokens before it."""
+    tokens = torch.randint(256, (1, context))
+    cache = model.eval().new_cache(1, context)
+    model(tokens[:, :-new], cache=cache)
+    start = time.perf_counter()
+    for token in tokens[:, -new:].split(1, dim=1):
+        model(token, cache=cache)
+    return (time.perf_counter() - start) / new
+
+
+def times(models: list[GPT], context: int, *, rounds: int, new: int) -> Iterator[list[float]]:
+    """Yield for each model the median time of a training token and of a generated one, in seconds."""
+    steps = [training(model, context) for model in models]
+    found: list[tuple[list[float], list[float]]] = [([], []) for _ in models]
+    for _ in range(rounds + 1):
+        for model, step, (trained, generated) in zip(models, steps, found, strict=True):
+            start = time.perf_counter()
+            step()
+            trained.append((time.perf_counter() - start) / TOKENS_PER_STEP)
+            generated.append(seconds_per_token(model, context, new=new))
+    yield from ([median(each[1:]) for each in pair] for pair in found)  # the first round warms up
+
+
+def training_memory(settings: Settings, context: int) -> int:
+    """Return the bytes by which a step raises the peak memory of this process."""
+    step = training(make(settings, context), context)
+    before = peak_memory(torch.device("cpu"))
+    step()
+    return peak_memory(torch.device("cpu")) - before
+
+
+def measured_memory(settings: list[Settings], context: int) -> Iterator[int]:
+    """Yield the memory of a step of each family, each in a new process."""
+    processes = ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1)
+    with processes:
+        yield from processes.map(partial(training_memory, context=context), settings)
+
+
+def table(title: str, contexts: list[int], rows: list[list[str]]) -> str:
+    """Format a table with a row for each family and a column for each context."""
+    head = f"| {title} | {' | '.join(f'{context:,}' for context in contexts)} |"
+    named = zip(FAMILIES, zip(*rows, strict=True), strict=True)
+    body = [f"| `{name}` | {' | '.join(cells)} |" for name, cells in named]
+    return "\n".join([head, f"|---|{'---:|' * len(contexts)}", *body])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("outputs/families_study"))
+    parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    args = parser.parse_args()
+    settings = [Trained(name, args.output).best_settings() for name in FAMILIES]
+    rows: dict[str, list[list[str]]] = {
+        name: []
+        for name in (
+            *("tokens/s in training", "MiB of a training step"),
+            *("tokens/s in generation", "KiB of a full cache"),
+        )
+    }
+    for context in args.contexts:
+        models = [make(each, context) for each in settings]
+        found = list(times(models, context, rounds=args.rounds, new=args.new_tokens))
+        memory = measured_memory(settings, context)
+        cells = (
+            [f"{1 / training:,.0f}" for training, _ in found],
+            [f"{each / 2**20:,.0f}" for each in memory],
+            [f"{1 / generation:,.0f}" for _, generation in found],
+            [f"{model.new_cache(1, context).nbytes / 2**10:,.0f}" for model in models],
+        )
+        for column, values in zip(rows.values(), cells, strict=True):
+            column.append(values)
+    for name, columns in rows.items():
+        print(table(name, list(args.contexts), columns), end="\n\n")
+    print(
+        f"Medians of {args.rounds} rounds in turn, {TOKENS_PER_STEP:,} tokens in a step, float32; "
+        f"{torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}."
+    )
+
+
+if __name__ == "__main__":
+    main()

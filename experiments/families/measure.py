@@ -19,7 +19,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_module
-from study import FAMILIES, HERE, Trained, shape
+from study import HERE, Trained, shape, trained_families
 
 from llm.callbacks.throughput import peak_memory
 from llm.config.build import build
@@ -100,11 +100,11 @@ def measured_memory(settings: list[Settings], context: int) -> Iterator[int]:
         yield from processes.map(partial(training_memory, context=context), settings)
 
 
-def table(title: str, contexts: list[int], rows: list[list[str]]) -> str:
+def table(title: str, families: list[Trained], contexts: list[int], rows: list[list[str]]) -> str:
     """Format a table with a row for each family and a column for each context."""
     head = f"| {title} | {' | '.join(f'{context:,}' for context in contexts)} |"
-    named = zip(FAMILIES, zip(*rows, strict=True), strict=True)
-    body = [f"| `{name}` | {' | '.join(cells)} |" for name, cells in named]
+    named = zip(families, zip(*rows, strict=True), strict=True)
+    body = [f"| `{family.name}` | {' | '.join(cells)} |" for family, cells in named]
     return "\n".join([head, f"|---|{'---:|' * len(contexts)}", *body])
 
 
@@ -117,7 +117,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=32)
     args = parser.parse_args()
-    settings = [Trained(name, args.output).best_settings() for name in FAMILIES]
+    families = trained_families(args.output)
+    settings = [family.best_settings() for family in families]
     rows: dict[str, list[list[str]]] = {
         name: []
         for name in (
@@ -138,7 +139,7 @@ def main() -> None:
         for column, values in zip(rows.values(), cells, strict=True):
             column.append(values)
     for name, columns in rows.items():
-        print(table(name, list(args.contexts), columns), end="\n\n")
+        print(table(name, families, list(args.contexts), columns), end="\n\n")
     print(
         f"Medians of {args.rounds} rounds in turn, {TOKENS_PER_STEP:,} tokens in a step, float32; "
         f"{torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}."

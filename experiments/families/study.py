@@ -26,7 +26,7 @@ FAMILIES = (
 )
 SELECTING_SEED, MEASURING_SEEDS = 1, (2, 3, 4)
 DROPOUT = 0.1  # of the fourth trial, at the best rate of three
-CONTEXT, OTHER_CONTEXTS = 512, (128, 4096)
+CONTEXT, CONTEXTS = 512, (128, 512, 4096)
 TOKENS, LEAST_TOKENS_PER_STEP = 1_024_000, 1024
 # What a trial sets besides the sweep: its settings and the widths that match its size to that of the first family.
 SETTINGS = ("model", "optimizer.lr", "model.dropout", "size.dim", "model.feed_forward.hidden_dim")
@@ -66,6 +66,12 @@ class Trained:
         ]
 
 
+def trained_families(output: Path) -> list[Trained]:
+    """Return the families that have finished runs."""
+    families = [Trained(name, output) for name in FAMILIES]
+    return [family for family in families if family.runs]
+
+
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
@@ -91,7 +97,7 @@ def fixed(settings: dict[str, str]) -> Iterator[str]:
     yield from (f"{key}={value}" for key, value in settings.items())
 
 
-def run_all(families: list[str], output: Path, words: list[str]) -> None:
+def run_all(families: list[str], contexts: list[int], output: Path, words: list[str]) -> None:
     """Train the trials, then the chosen settings at each length of the context."""
     models = [FAMILIES[0], *(name for name in families if name != FAMILIES[0])]  # match the first
     train(output, f"model={','.join(models)}", f"seed={SELECTING_SEED}", *words)
@@ -99,7 +105,7 @@ def run_all(families: list[str], output: Path, words: list[str]) -> None:
     for name in families:
         settings = Trained(name, output).best_settings() | {"model.dropout": str(DROPOUT)}
         train(output, *fixed(settings), f"seed={SELECTING_SEED}", *words)
-    for context in (CONTEXT, *OTHER_CONTEXTS):
+    for context in contexts:
         for name in families:
             settings = Trained(name, output).best_settings()
             length = () if context == CONTEXT else shape(context)
@@ -116,17 +122,15 @@ def shape(context: int) -> list[str]:
     ]
 
 
-def table(output: Path) -> str:
-    """Format a row for each family."""
-    contexts = sorted((CONTEXT, *OTHER_CONTEXTS))
+def table(output: Path, contexts: list[int]) -> str:
+    """Format a row for each family: its best trial, and the bits per byte of the other seeds."""
     head = ["model", "parameters", "learning rate", "dropout", *(f"{c:,}" for c in contexts)]
     lines = [f"| {' | '.join(head)} |", f"|---|---:|---|---|{'---:|' * len(contexts)}"]
-    for name in FAMILIES:
-        family = Trained(name, output)
+    for family in trained_families(output):
         settings = family.best_settings()
         losses = [interval(family.measured(context)) for context in contexts]
         parameters = family.runs[0].record["parameters"]
-        cells = [f"`{name}`", f"{parameters / 1000:.0f} k", settings["optimizer.lr"]]
+        cells = [f"`{family.name}`", f"{parameters / 1000:.0f} k", settings["optimizer.lr"]]
         cells += [settings.get("model.dropout", "0"), *losses]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -146,12 +150,13 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/families_study"))
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--contexts", nargs="+", type=int, default=CONTEXTS)
     parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("words", nargs="*", help="further overrides of every run")
     args = parser.parse_args()
     if not args.table:
-        run_all(list(args.families), args.output, args.words)
-    print(table(args.output))
+        run_all(list(args.families), list(args.contexts), args.output, args.words)
+    print(table(args.output, list(args.contexts)))
 
 
 if __name__ == "__main__":

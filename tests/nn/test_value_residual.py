@@ -70,7 +70,7 @@ def test_the_first_attention_layer_has_no_factors():
 
 
 def test_equal_factors_of_equal_values_are_the_plain_layer():
-    layers, x = stack("a", a=Layer()), torch.randn(1, 3, LENGTH, 4)
+    layers, x = stack("a", "a", a=Layer()), torch.randn(1, 3, LENGTH, 4)
     assert layers[0].attention.value_residual is None
     torch.testing.assert_close(ValueResidual()(x, first=x), x)
     mixed = ValueResidual(first=0.25, own=2.0)

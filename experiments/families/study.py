@@ -124,16 +124,25 @@ def shape(context: int) -> list[str]:
 
 def table(output: Path, contexts: list[int]) -> str:
     """Format a row for each family: its best trial, and the bits per byte of the other seeds."""
-    head = ["model", "parameters", "learning rate", "dropout", *(f"{c:,}" for c in contexts)]
-    lines = [f"| {' | '.join(head)} |", f"|---|---:|---|---|{'---:|' * len(contexts)}"]
+    head = ["model", "parameters", "trials", *(f"{context:,}" for context in contexts)]
+    lines = [f"| {' | '.join(head)} |", f"|---|---:|---|{'---:|' * len(contexts)}"]
     for family in trained_families(output):
-        settings = family.best_settings()
+        best, *others = family.trials()
+        found = {settings_of(best): f"**{bits_per_byte(best):.3f}**"}
+        found |= {settings_of(trial): f"{bits_per_byte(trial):.3f}" for trial in others}
+        trials = [f"{settings} {loss}" for settings, loss in sorted(found.items())]
         losses = [interval(family.measured(context)) for context in contexts]
-        parameters = family.runs[0].record["parameters"]
-        cells = [f"`{family.name}`", f"{parameters / 1000:.0f} k", settings["optimizer.lr"]]
-        cells += [settings.get("model.dropout", "0"), *losses]
+        parameters = f"{best.run.record['parameters'] / 1000:.0f} k"
+        cells = [f"`{family.name}`", parameters, ", ".join(trials), *losses]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def settings_of(trial: Result) -> str:
+    """Return a trial's learning rate, and its dropout if it has some."""
+    given = trial.run.record["overrides"]
+    dropout = given.get("model.dropout")
+    return f"{given['optimizer.lr']}{f' with dropout {dropout}' if dropout else ''}:"
 
 
 def interval(results: list[Result]) -> str:

@@ -76,6 +76,7 @@ VARIANTS = {
     "gpt-naive": ["model=gpt", "model/kernel=naive"],
     "gpt-flex-window-on-a-cpu": [
         *("model=gpt", "model/kernel=flex", "model/mask=sliding_window", "model.mask.size=5"),
+        "model.attention.dropout=0.0",
     ],
     "gpt-local-full": [
         *("model=gpt", "model/layers=local_global", "model.pattern=[local,full]"),

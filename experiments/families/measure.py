@@ -1,18 +1,14 @@
-"""Tokens per second of training and of generation, and memory, of the families of `study.py`, against the context.
+"""Tokens per second of training and of generation, and the size of the cache, of the families of `study.py`.
 
     python experiments/families/measure.py           # after study.py, which chooses the widths
 
-All families are timed in turn, so that other work on the machine slows down all of them. Memory is measured in a new
-process for each family and context.
+All families are timed in turn, so that other work on the machine slows down all of them.
 """
 
 import argparse
 import platform
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -21,7 +17,6 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from study import HERE, Trained, shape, trained_families
 
-from llm.callbacks.throughput import peak_memory
 from llm.config.build import build
 from llm.models.gpt import GPT
 
@@ -85,21 +80,6 @@ def times(models: list[GPT], context: int, *, rounds: int, new: int) -> Iterator
     yield from ([median(each[1:]) for each in pair] for pair in found)  # the first round warms up
 
 
-def training_memory(settings: Settings, context: int) -> int:
-    """Return the bytes by which a step raises the peak memory of this process."""
-    step = training(make(settings, context), context)
-    before = peak_memory(torch.device("cpu"))
-    step()
-    return peak_memory(torch.device("cpu")) - before
-
-
-def measured_memory(settings: list[Settings], context: int) -> Iterator[int]:
-    """Yield the memory of a step of each family, each in a new process."""
-    processes = ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1)
-    with processes:
-        yield from processes.map(partial(training_memory, context=context), settings)
-
-
 def table(title: str, families: list[Trained], contexts: list[int], rows: list[list[str]]) -> str:
     """Format a table with a row for each family and a column for each context."""
     head = f"| {title} | {' | '.join(f'{context:,}' for context in contexts)} |"
@@ -121,18 +101,13 @@ def main() -> None:
     settings = [family.best_settings() for family in families]
     rows: dict[str, list[list[str]]] = {
         name: []
-        for name in (
-            *("tokens/s in training", "MiB of a training step"),
-            *("tokens/s in generation", "KiB of a full cache"),
-        )
+        for name in ("tokens/s in training", "tokens/s in generation", "KiB of a full cache")
     }
     for context in args.contexts:
         models = [make(each, context) for each in settings]
         found = list(times(models, context, rounds=args.rounds, new=args.new_tokens))
-        memory = measured_memory(settings, context)
         cells = (
             [f"{1 / training:,.0f}" for training, _ in found],
-            [f"{each / 2**20:,.0f}" for each in memory],
             [f"{1 / generation:,.0f}" for _, generation in found],
             [f"{model.new_cache(1, context).nbytes / 2**10:,.0f}" for model in models],
         )

@@ -139,7 +139,7 @@ class DataModule(LightningDataModule):
         """Return the sampler of the training order; `order` has the other arguments of TrainingSampler."""
         return TrainingSampler(self.train_rows, self.batch_size, **order)
 
-    def evaluation_sampler(self, num_rows: int, **order: Any) -> Any:
+    def evaluation_sampler(self, num_rows: int, **order: Any) -> ValidationSampler:
         """Return the sampler of an evaluation; `order` has the other arguments of ValidationSampler."""
         return ValidationSampler(num_rows, self.batch_size, **order)
 

@@ -52,7 +52,7 @@ class Shuffled:
 
     def evaluation_sampler(
         self, num_rows: int, batch_size: int, *, number: int | None = None, **device: int
-    ) -> "ValidationSampler | StreamSampler":
+    ) -> ValidationSampler:
         """Return the sampler of the validation windows; the arguments are those of `ValidationSampler`."""
         return ValidationSampler(num_rows, batch_size, number=number, **device)
 
@@ -175,7 +175,7 @@ class ContiguousSampler(Sampler[np.ndarray]):
 
 
 @dataclass(eq=False)
-class StreamSampler(Sampler[np.ndarray]):
+class StreamSampler(ValidationSampler):
     """The order of a validation: `batch_size` streams side by side, or the beginning of each.
 
     The arguments are those of ValidationSampler. Streams differ by one window at most; the index of a missing one is
@@ -184,12 +184,6 @@ class StreamSampler(Sampler[np.ndarray]):
     Attributes:
         taken: number of windows that are read.
     """
-
-    num_rows: int
-    batch_size: int
-    number: int | None = None
-    rank: int = 0
-    world_size: int = 1
 
     def __post_init__(self) -> None:
         self.bounds = stream_bounds(self.num_rows, self.batch_size)

@@ -14,6 +14,7 @@ from llm.data.corpora.preprocessing import Preprocessing, steps_of
 from llm.data.corpora.token_cache import METADATA, damage
 from llm.data.corpora.token_file import TokenFile
 from llm.data.errors import DataError
+from llm.data.sampler import ValidationSampler
 from llm.files import read_object
 from llm.tokenizers.base import TokenizerSpec, load
 
@@ -126,7 +127,7 @@ class TextDataModule(DataModule):
         """Return the sampler of the training order; `order` has the other arguments of TrainingSampler."""
         return self.order.training_sampler(self.train_rows, self.batch_size, **order)
 
-    def evaluation_sampler(self, num_rows: int, **order: Any) -> Any:
+    def evaluation_sampler(self, num_rows: int, **order: Any) -> ValidationSampler:
         """Return the sampler of an evaluation; `order` has the other arguments of ValidationSampler."""
         return self.order.evaluation_sampler(num_rows, self.batch_size, **order)
 

@@ -116,13 +116,15 @@ def test_generation_speed_is_compared(run):
 def test_families_are_compared_in_loss_and_time(run):
     folder = EXPERIMENTS / "families"
     words = ("--families", "gpt2", "lstm", "--output", "outputs/families")
-    table = run(folder / "study.py", *words, "--contexts", "512", "--", *CPU, *SHORT)
+    words += ("--settings", "outputs/families.yaml", "--contexts", "512")
+    run(folder / "study.py", "--select", *words, "--", *CPU, *SHORT)
+    table = run(folder / "study.py", *words, "--", *CPU, *SHORT)
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == ["gpt2", "lstm"]
     assert all(row.count("±") == 1 for row in rows)
-    words = ("--output", "outputs/families", "--contexts", "128", "--rounds", "1")
+    words = ("--families", "gpt2", "lstm", "--contexts", "128", "--rounds", "1")
     tables = run(folder / "measure.py", *words, "--new-tokens", "2")
-    assert tables.count("| `lstm` | ") == 3
+    assert tables.count("| `lstm` | ") == 4
 
 
 def test_startup_is_measured(run):

@@ -26,19 +26,22 @@ def test_help_answers_in_under_half_a_second():
     assert min(times) < 0.5, times
 
 
-def test_the_trainer_costs_half_a_millisecond_a_step_at_most():
+def test_the_trainer_adds_a_sixth_to_a_very_small_step_at_most():
     """The cost is the additional thread time per step over a plain loop, with the default callbacks and loggers.
 
-    Other work on the machine can only increase a time, so the best of up to four measurements counts.
+    It is half a millisecond on the machine of the study's table, where a plain step takes 3.14 ms, and as many times
+    more on a slower one. Other work on the machine can only increase a time, so the best of up to four measurements
+    counts.
     """
+    limit = 0.5 / 3.138
     command = [sys.executable, str(EXPERIMENTS / "trainer_overhead" / "measure.py"), "--json"]
     measured = []
     for _ in range(4):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        measured.append(json.loads(done.stdout.splitlines()[-1])["overhead_ms"])
-        if measured[-1] <= 0.5:
+        measured.append(json.loads(done.stdout.splitlines()[-1])["share"])
+        if measured[-1] <= limit:
             break
-    assert min(measured) <= 0.5, measured
+    assert min(measured) <= limit, measured
 
 
 def test_cached_generation_is_as_fast_as_hugging_faces():

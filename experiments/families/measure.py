@@ -1,44 +1,61 @@
-"""Tokens per second of training and of generation, and the size of the cache, of the families of `study.py`.
+"""Tokens per second of training and of generation, and the memory of a step and of the cache, of `study.py`'s families.
 
-    python experiments/families/measure.py           # after study.py, which chooses the widths
+    python experiments/families/measure.py
 
-All families are timed in turn, so that other work on the machine slows down all of them.
+The widths are those of settings.yaml. All families are timed in turn, so that other work on the machine slows down all
+of them. The memory of a step is that of its tensors at the peak, counted without computing.
 """
 
 import argparse
 import platform
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import median
 
 import torch
 import torch.nn.functional as F
+import yaml
 from hydra import compose, initialize_config_module
-from study import HERE, Trained, shape, trained_families
+from omegaconf import DictConfig
+from study import FAMILIES, HERE, fixed, shape
 
 from llm.config.build import build
 from llm.models.gpt import GPT
+from llm.planning.memory import measure_step
+from llm.training.setup import resolve_vocabulary
 
 CONTEXTS = (128, 256, 512, 1024, 2048, 4096)
 TOKENS_PER_STEP = 4096
+MEASURES = (
+    *("tokens/s in training", "tokens/s in generation"),
+    *("MiB of a training step", "KiB of a full cache"),
+)
 VOCAB_SIZE = 257  # bytes, and the end of a text
-Settings = dict[str, str]
 
 
-def make(settings: Settings, context: int) -> GPT:
-    """Return a family's model, with random weights."""
-    words = [f"{key}={value}" for key, value in settings.items()]
+def configuration(settings: dict[str, object], context: int) -> DictConfig:
+    """Return the configuration of a family's runs at a length of the context."""
+    words = [f"hydra.searchpath=[file://{HERE / 'conf'}]", "sweep=families", *fixed(settings)]
     with initialize_config_module(config_module="llm.conf", version_base="1.3"):
-        config = compose(
-            "train",
-            overrides=[
-                *(f"hydra.searchpath=[file://{HERE / 'conf'}]", "sweep=families"),
-                *(*words, *shape(context)),
-            ],
-        )
+        config = compose("train", overrides=[*words, *shape(context)])
+    resolve_vocabulary(config, VOCAB_SIZE)
+    return config
+
+
+def make(config: DictConfig) -> GPT:
+    """Return a family's model, with random weights."""
     torch.manual_seed(0)
-    return build(config.model, vocab_size=VOCAB_SIZE)
+    return build(config.model)
+
+
+def peak_of_step(config: DictConfig, context: int) -> float:
+    """Return the memory of a training step at its peak in bytes: weights, gradients, AdamW and activations."""
+
+    def batch() -> dict[str, torch.Tensor]:
+        tokens = torch.zeros(TOKENS_PER_STEP // context, context, dtype=torch.long)
+        return {"tokens": tokens, "targets": tokens}
+
+    return measure_step(lambda: build(config.task), batch, dtype=torch.float32).peak().total
 
 
 def training(model: GPT, context: int) -> Callable[[], None]:
@@ -80,11 +97,11 @@ def times(models: list[GPT], context: int, *, rounds: int, new: int) -> Iterator
     yield from ([median(each[1:]) for each in pair] for pair in found)  # the first round warms up
 
 
-def table(title: str, families: list[Trained], contexts: list[int], rows: list[list[str]]) -> str:
+def table(title: str, families: list[str], contexts: list[int], rows: list[list[str]]) -> str:
     """Format a table with a row for each family and a column for each context."""
     head = f"| {title} | {' | '.join(f'{context:,}' for context in contexts)} |"
     named = zip(families, zip(*rows, strict=True), strict=True)
-    body = [f"| `{family.name}` | {' | '.join(cells)} |" for family, cells in named]
+    body = [f"| `{family}` | {' | '.join(cells)} |" for family, cells in named]
     return "\n".join([head, f"|---|{'---:|' * len(contexts)}", *body])
 
 
@@ -92,29 +109,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("outputs/families_study"))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--contexts", type=int, nargs="+", default=CONTEXTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=32)
     args = parser.parse_args()
-    families = trained_families(args.output)
-    settings = [family.best_settings() for family in families]
-    rows: dict[str, list[list[str]]] = {
-        name: []
-        for name in ("tokens/s in training", "tokens/s in generation", "KiB of a full cache")
-    }
+    selected = yaml.safe_load((HERE / "settings.yaml").read_text())
+    settings = [selected[name]["settings"] for name in args.families]
+    rows: dict[str, list[list[str]]] = {name: [] for name in MEASURES}
     for context in args.contexts:
-        models = [make(each, context) for each in settings]
+        configs = [configuration(each, context) for each in settings]
+        models = [make(config) for config in configs]
         found = list(times(models, context, rounds=args.rounds, new=args.new_tokens))
         cells = (
             [f"{1 / training:,.0f}" for training, _ in found],
             [f"{1 / generation:,.0f}" for _, generation in found],
+            [f"{peak_of_step(config, context) / 2**20:,.0f}" for config in configs],
             [f"{model.new_cache(1, context).nbytes / 2**10:,.0f}" for model in models],
         )
         for column, values in zip(rows.values(), cells, strict=True):
             column.append(values)
     for name, columns in rows.items():
-        print(table(name, families, list(args.contexts), columns), end="\n\n")
+        print(table(name, list(args.families), list(args.contexts), columns), end="\n\n")
     print(
         f"Medians of {args.rounds} rounds in turn, {TOKENS_PER_STEP:,} tokens in a step, float32; "
         f"{torch.get_num_threads()} threads; Python {platform.python_version()}, torch {torch.__version__}."

@@ -1,6 +1,7 @@
 """Eight families of language models with equal active parameters and tokens: loss at three lengths of the context.
 
-    python experiments/families/study.py             # trials, the chosen settings with three seeds, the table
+    python experiments/families/study.py --select    # the trials, whose best settings go to settings.yaml
+    python experiments/families/study.py             # the chosen settings with three seeds, and the table
     python experiments/families/study.py --table     # the table of the finished runs
     python experiments/families/study.py --families llama lstm  # only these, so that two processes can share
 
@@ -14,6 +15,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from llm.comparison.interval import mean_interval
 from llm.comparison.result import Result
@@ -29,6 +33,7 @@ DROPOUT = 0.1  # of the fourth trial, at the best rate of three
 CONTEXT, CONTEXTS = 512, (128, 512, 4096)
 TOKENS, LEAST_TOKENS_PER_STEP = 1_024_000, 1024
 # What a trial sets besides the sweep: its settings and the widths that match its size to that of the first family.
+SETTINGS_HEAD = "# Written by `python experiments/families/study.py --select`; bits per byte of the trials' seed.\n"
 SETTINGS = ("model", "optimizer.lr", "model.dropout", "size.dim", "model.feed_forward.hidden_dim")
 
 
@@ -50,10 +55,17 @@ class Trained:
         trials = [Result(run) for run in self.runs if run.record["seed"] == SELECTING_SEED]
         return sorted(trials, key=bits_per_byte)
 
-    def best_settings(self) -> dict[str, str]:
-        """Return the overrides of the best trial that belong to the family."""
-        best = self.trials()[0].run.record["overrides"]
-        return {key: str(best[key]) for key in SETTINGS if key in best}
+    def selection(self) -> dict[str, Any]:
+        """Return the size, the trials' bits per byte, the best first, and the overrides of the best."""
+        trials = self.trials()
+        best = trials[0].run.record
+        return {
+            "parameters": best["parameters"],
+            "trials": {label(trial): round(bits_per_byte(trial), 3) for trial in trials},
+            "settings": {
+                key: best["overrides"][key] for key in SETTINGS if key in best["overrides"]
+            },
+        }
 
     def measured(self, context: int) -> list[Result]:
         """Return the runs of the measuring seeds with this context."""
@@ -64,12 +76,6 @@ class Trained:
             if run.record["seed"] in MEASURING_SEEDS
             and _text(run.record["overrides"].get("size.context_length")) == length
         ]
-
-
-def trained_families(output: Path) -> list[Trained]:
-    """Return the families that have finished runs."""
-    families = [Trained(name, output) for name in FAMILIES]
-    return [family for family in families if family.runs]
 
 
 def _text(value: object) -> str | None:
@@ -91,25 +97,35 @@ def train(output: Path, *words: str) -> None:
     subprocess.run([sys.executable, "-m", *command], check=True)
 
 
-def fixed(settings: dict[str, str]) -> Iterator[str]:
+def fixed(settings: dict[str, Any]) -> Iterator[str]:
     """Yield a family's settings as overrides of a sweep whose points have their sizes already."""
     yield "match=null"
     yield from (f"{key}={value}" for key, value in settings.items())
 
 
-def run_all(families: list[str], contexts: list[int], output: Path, words: list[str]) -> None:
-    """Train the trials, then the chosen settings at each length of the context."""
+def select(families: list[str], output: Path, words: list[str]) -> dict[str, Any]:
+    """Train the trials, and return what was selected for each family."""
     models = [FAMILIES[0], *(name for name in families if name != FAMILIES[0])]  # match the first
     train(output, f"model={','.join(models)}", f"seed={SELECTING_SEED}", *words)
-    seeds = f"seed={','.join(map(str, MEASURING_SEEDS))}"
     for name in families:
-        settings = Trained(name, output).best_settings() | {"model.dropout": str(DROPOUT)}
+        settings = Trained(name, output).selection()["settings"] | {"model.dropout": DROPOUT}
         train(output, *fixed(settings), f"seed={SELECTING_SEED}", *words)
+    return {name: Trained(name, output).selection() for name in families}
+
+
+def measure(
+    families: list[str],
+    contexts: list[int],
+    output: Path,
+    words: list[str],
+    selected: dict[str, Any],
+) -> None:
+    """Train the selected settings with three seeds at each length of the context."""
+    seeds = f"seed={','.join(map(str, MEASURING_SEEDS))}"
     for context in contexts:
+        length = () if context == CONTEXT else shape(context)
         for name in families:
-            settings = Trained(name, output).best_settings()
-            length = () if context == CONTEXT else shape(context)
-            train(output, *fixed(settings), seeds, *length, *words)
+            train(output, *fixed(selected[name]["settings"]), seeds, *length, *words)
 
 
 def shape(context: int) -> list[str]:
@@ -122,27 +138,29 @@ def shape(context: int) -> list[str]:
     ]
 
 
-def table(output: Path, contexts: list[int]) -> str:
-    """Format a row for each family: its best trial, and the bits per byte of the other seeds."""
+def table(output: Path, contexts: list[int], selected: dict[str, Any]) -> str:
+    """Format a row for each family: its trials, and the bits per byte of the other seeds."""
     head = ["model", "parameters", "trials", *(f"{context:,}" for context in contexts)]
     lines = [f"| {' | '.join(head)} |", f"|---|---:|---|{'---:|' * len(contexts)}"]
-    for family in trained_families(output):
-        best, *others = family.trials()
-        found = {settings_of(best): f"**{bits_per_byte(best):.3f}**"}
-        found |= {settings_of(trial): f"{bits_per_byte(trial):.3f}" for trial in others}
-        trials = [f"{settings} {loss}" for settings, loss in sorted(found.items())]
-        losses = [interval(family.measured(context)) for context in contexts]
-        parameters = f"{best.run.record['parameters'] / 1000:.0f} k"
-        cells = [f"`{family.name}`", parameters, ", ".join(trials), *losses]
-        lines.append(f"| {' | '.join(cells)} |")
+    for name in FAMILIES:
+        if name not in selected:
+            continue
+        found = selected[name]
+        best = min(found["trials"], key=found["trials"].get)
+        trials = {label: f"{loss:.3f}" for label, loss in found["trials"].items()}
+        trials[best] = f"**{trials[best]}**"
+        losses = [interval(Trained(name, output).measured(context)) for context in contexts]
+        parameters = f"{found['parameters'] / 1000:.0f} k"
+        listed = ", ".join(f"{label}: {trials[label]}" for label in sorted(trials))
+        lines.append(f"| {' | '.join([f'`{name}`', parameters, listed, *losses])} |")
     return "\n".join(lines)
 
 
-def settings_of(trial: Result) -> str:
+def label(trial: Result) -> str:
     """Return a trial's learning rate, and its dropout if it has some."""
     given = trial.run.record["overrides"]
     dropout = given.get("model.dropout")
-    return f"{given['optimizer.lr']}{f' with dropout {dropout}' if dropout else ''}:"
+    return f"{given['optimizer.lr']}{f' with dropout {dropout}' if dropout else ''}"
 
 
 def interval(results: list[Result]) -> str:
@@ -158,14 +176,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path("outputs/families_study"))
+    parser.add_argument("--settings", type=Path, default=HERE / "settings.yaml")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
     parser.add_argument("--contexts", nargs="+", type=int, default=CONTEXTS)
+    parser.add_argument(
+        "--select", action="store_true", help="train the trials and write the settings"
+    )
     parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("words", nargs="*", help="further overrides of every run")
     args = parser.parse_args()
+    selected = yaml.safe_load(args.settings.read_text()) if args.settings.exists() else {}
+    families, contexts = list(args.families), list(args.contexts)
+    if args.select:
+        selected |= select(families, args.output, args.words)
+        args.settings.write_text(SETTINGS_HEAD + yaml.safe_dump(selected, sort_keys=False))
+        return
     if not args.table:
-        run_all(list(args.families), list(args.contexts), args.output, args.words)
-    print(table(args.output, list(args.contexts)))
+        measure(families, contexts, args.output, args.words, selected)
+    print(table(args.output, contexts, selected))
 
 
 if __name__ == "__main__":

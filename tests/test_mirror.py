@@ -112,6 +112,9 @@ OWNERS = {
         "nn/test_kv_cache.py::test_a_cache_is_cut_back_as_far_as_all_its_layers_can_be"
     ),
     "nn/masking_kernel.py": "nn/test_flex_attention.py::test_layers_of_a_kind_share_a_mask",
+    "nn/memory_mixer.py": (
+        "nn/test_recurrent_mixer.py::test_state_does_not_grow_and_is_at_least_float32"
+    ),
     "nn/recurrent_cell.py": "nn/test_lstm.py::test_layer_equals_that_of_torch",
     "nn/rms_norm_kernel.py": ("nn/test_norms.py::test_rms_gradient_equals_finite_differences"),
     "nn/token_mixer.py": "nn/test_stack.py::test_each_kind_has_its_own_mask_position_and_parts",

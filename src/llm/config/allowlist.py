@@ -50,7 +50,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "llm.data": (
         "lightning.pytorch.LightningDataModule",
         "llm.data.corpora.base.Source",
-        "llm.data.corpora.order.Shuffled",
+        "llm.data.corpora.order.Order",
         "llm.data.corpora.preprocessing.Preprocessing",
         "llm.data.examples.template.ChatTemplate",
         "llm.data.examples.collation.Padding",

@@ -18,7 +18,7 @@ from llm.nn.heads import group_size, head_width
 from llm.nn.kv_cache import KeysAndValues, new_kv_cache
 from llm.nn.layer_state import LayerState
 from llm.nn.local_attention import local_attention
-from llm.nn.masking_kernel import KernelMask, MaskingKernel
+from llm.nn.masking_kernel import Mask, fitting
 from llm.nn.masks import Predicate, RowLimits
 from llm.nn.positions import Position, Rotation, rotate
 from llm.nn.qk_norm import each_head
@@ -173,7 +173,7 @@ class HeadMixer(TokenMixer):
         value: Float[Tensor, "B K S D"],
         *,
         x: Float[Tensor, "B T C"],
-        mask: Tensor | RowLimits | KernelMask | None,
+        mask: Mask,
         causal: bool,
         window: int | None,
     ) -> Float[Tensor, "B T C"]:
@@ -266,9 +266,9 @@ class Attention(HeadMixer):
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         group_size(self.num_heads, self.num_kv_heads)
         self.head_dim = head_width(dim, num_heads, head_dim=head_dim)
-        if isinstance(kernel, MaskingKernel):
-            kernel.require(width=self.head_dim, dropout=dropout, has_sinks=sinks is not None)
-        self.kernel = kernel
+        self.kernel = fitting(
+            kernel, width=self.head_dim, dropout=dropout, has_sinks=sinks is not None
+        )
         self.dropout = nn.Dropout(dropout)
 
         # One matrix for the three projections, so that one product computes them. Its rows: H query
@@ -290,7 +290,7 @@ class Attention(HeadMixer):
         x: Float[Tensor, "B T C"],
         *,
         rotation: Rotation | None = None,
-        mask: Tensor | RowLimits | KernelMask | None = None,
+        mask: Mask = None,
         causal: bool = True,
         window: int | None = None,
         cache: KeysAndValues | None = None,

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from llm.nn.attention import fused_attention
-from llm.nn.masking_kernel import KernelMask, MaskingKernel
-from llm.nn.masks import RowLimits
+from llm.nn.masking_kernel import KernelMask, Mask, MaskingKernel
 
 BLOCK = 128  # torch's own default for both sides of a block
 NARROWEST = 16  # columns of a query that the kernel needs
@@ -62,7 +61,7 @@ class FlexAttention(MaskingKernel):
         key: Float[Tensor, "B K S D"],
         value: Float[Tensor, "B K S D"],
         *,
-        mask: Tensor | RowLimits | KernelMask | None = None,
+        mask: Mask = None,
         causal: bool = False,
         window: int | None = None,
         dropout: float = 0.0,

@@ -7,15 +7,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from llm.nn.chunked_decay import document_starts
 from llm.nn.gated_delta_rule import chunked_gated_delta_rule, recurrent_gated_delta_rule
 from llm.nn.heads import group_size, head_width
+from llm.nn.memory_mixer import MemoryMixer
 from llm.nn.norms import RMSNorm
-from llm.nn.recurrent_mixer import RecurrentMixer, RecurrentState, require_recurrence
+from llm.nn.recurrence import require_recurrence
+from llm.nn.recurrent_mixer import RecurrentState
 from llm.nn.short_convolution import ShortConvolution
 
 
-class GatedDeltaNet(RecurrentMixer):
+class GatedDeltaNet(MemoryMixer):
     """The gated delta rule with H heads, between a short convolution and a gated norm.
 
     Queries, keys and values pass a convolution and SiLU. Queries and keys are scaled to length 1, so that a full update
@@ -77,17 +78,10 @@ class GatedDeltaNet(RecurrentMixer):
             self.A_log.log_()
         nn.init.ones_(self.dt_bias)
 
-    def new_state(self, batch_size: int, *, dtype: torch.dtype | None = None) -> RecurrentState:
-        """Return the inputs before the convolution's first, and the empty memory (B, H, D, V)."""
-        dtype = dtype or self.A_log.dtype
-        shape = (batch_size, self.num_heads, self.head_dim, self.value_head_dim)
-        return RecurrentState(
-            history=self.convolution.new_history(batch_size, dtype=dtype),
-            # At least float32: the state is a sum over all tokens, and its rounding errors add up.
-            memory=torch.zeros(
-                shape, dtype=torch.promote_types(dtype, torch.float32), device=self.A_log.device
-            ),
-        )
+    @property
+    def memory_shape(self) -> tuple[int, int, int]:
+        """H heads, D rows and V columns."""
+        return self.num_heads, self.head_dim, self.value_head_dim
 
     def forward(
         self,
@@ -99,25 +93,21 @@ class GatedDeltaNet(RecurrentMixer):
     ) -> Float[Tensor, "B T C"]:
         """Return the output projection of what the heads read from their memories."""
         state = self.new_state(x.shape[0]) if cache is None else cache
-        memory = state.parts["memory"]
-        # (B, T, C) -> (B, T, 2KD + HV), and the last K - 1 of them for the next call
-        mixed, history = self.convolution(
+        # (B, T, C) -> (B, T, 2KD + HV)
+        mixed, history = self._convolved(
             self.query_key_value(x),
-            history=state.parts["history"],
+            state=state,
             attention_mask=attention_mask,
             document_ids=document_ids,
         )
-        query, key, value = self._heads(F.silu(mixed).to(memory.dtype))
         log_decay, beta = self._decay_and_beta(x, attention_mask)
-        # Autocast would round the products of the recurrence, and the state is a sum of all of them.
-        with torch.autocast(x.device.type, enabled=False):
-            heads, memory = self.recurrence(
-                *(query, key, value),
-                log_decay=log_decay.to(memory.dtype),
-                beta=beta.to(memory.dtype),
-                state=memory,
-                starts=None if document_ids is None else document_starts(document_ids),
-            )
+        heads, memory = self._recur(
+            *self._heads(mixed),
+            log_decay=log_decay,
+            beta=beta,
+            memory=state.parts["memory"],
+            document_ids=document_ids,
+        )
         if cache is not None:
             cache.advance(x.shape[1], history=history, memory=memory)
         # Each head is normalized, since the scale of a memory depends on its decay, and gated by the token.

@@ -24,8 +24,8 @@ from llm.nn.context import Context
 from llm.nn.heads import head_width
 from llm.nn.kv_cache import KeysAndValues, new_kv_cache
 from llm.nn.layer_state import LayerState
-from llm.nn.masking_kernel import KernelMask, MaskingKernel
-from llm.nn.masks import Predicate, RowLimits
+from llm.nn.masking_kernel import Mask, fitting
+from llm.nn.masks import Predicate
 from llm.nn.norms import RMSNorm
 from llm.nn.positions import Position, Rotation, rotate
 from llm.nn.token_mixer import TokenMixer
@@ -82,9 +82,7 @@ class LatentAttention(TokenMixer):
             raise ValueError(
                 f"value_dim={value_dim}: give at most head_dim + rotary_dim = {self.query_dim}, the width of a query"
             )
-        if isinstance(kernel, MaskingKernel):
-            kernel.require(width=self.query_dim, dropout=dropout, has_sinks=False)
-        self.kernel = kernel
+        self.kernel = fitting(kernel, width=self.query_dim, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
 
         queries = num_heads * self.query_dim
@@ -111,7 +109,7 @@ class LatentAttention(TokenMixer):
         x: Float[Tensor, "B T C"],
         *,
         rotation: Rotation | None = None,
-        mask: Tensor | RowLimits | KernelMask | None = None,
+        mask: Mask = None,
         causal: bool = True,
         window: int | None = None,
         cache: KeysAndValues | None = None,

@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from llm.nn.chunked_decay import document_starts
 from llm.nn.heads import group_size, head_width
+from llm.nn.memory_mixer import MemoryMixer
 from llm.nn.norms import RMSNorm
-from llm.nn.recurrent_mixer import RecurrentMixer, RecurrentState, require_recurrence
+from llm.nn.recurrence import require_recurrence
+from llm.nn.recurrent_mixer import RecurrentState
 from llm.nn.short_convolution import ShortConvolution
 from llm.nn.state_space_duality import chunked_state_space, recurrent_state_space
 
 
-class Mamba2(RecurrentMixer):
+class Mamba2(MemoryMixer):
     """A state space recurrence with H heads, between a short convolution and a gated norm.
 
     The continuous system h' = A h + b x is observed in steps of Δ_t, which the token chooses. A step decays the state
@@ -88,17 +89,10 @@ class Mamba2(RecurrentMixer):
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
         nn.init.ones_(self.D)
 
-    def new_state(self, batch_size: int, *, dtype: torch.dtype | None = None) -> RecurrentState:
-        """Return the inputs before the convolution's first, and the empty state (B, H, N, P)."""
-        dtype = dtype or self.A_log.dtype
-        shape = (batch_size, self.num_heads, self.state_dim, self.head_dim)
-        return RecurrentState(
-            history=self.convolution.new_history(batch_size, dtype=dtype),
-            # At least float32: the state is a sum over all tokens, and its rounding errors add up.
-            memory=torch.zeros(
-                shape, dtype=torch.promote_types(dtype, torch.float32), device=self.A_log.device
-            ),
-        )
+    @property
+    def memory_shape(self) -> tuple[int, int, int]:
+        """H heads, N rows and P columns."""
+        return self.num_heads, self.state_dim, self.head_dim
 
     def forward(
         self,
@@ -114,13 +108,10 @@ class Mamba2(RecurrentMixer):
         width = self.num_heads * self.head_dim
         shared = self.num_groups * self.state_dim
         gate, mixed, step = self.input(x).split((width, width + 2 * shared, self.num_heads), dim=-1)
-        mixed, history = self.convolution(
-            mixed,
-            history=state.parts["history"],
-            attention_mask=attention_mask,
-            document_ids=document_ids,
+        mixed, history = self._convolved(
+            mixed, state=state, attention_mask=attention_mask, document_ids=document_ids
         )
-        inputs, b, c = F.silu(mixed).to(memory.dtype).split((width, shared, shared), dim=-1)
+        inputs, b, c = mixed.split((width, shared, shared), dim=-1)
         inputs = inputs.unflatten(-1, (self.num_heads, self.head_dim))  # (B, T, H, P)
         # (B, T, G · N) -> (B, T, G, N) -> (B, T, H, N)
         b, c = (
@@ -131,19 +122,16 @@ class Mamba2(RecurrentMixer):
         )
         step = F.softplus(step.to(memory.dtype) + self.dt_bias)  # (B, T, H)
         if attention_mask is not None:
-            step = (
-                step * attention_mask[..., None]
-            )  # in a step of 0 nothing decays, nothing is written
-        # Autocast would round the products of the recurrence, and the state is a sum of all of them.
-        with torch.autocast(x.device.type, enabled=False):
-            heads, memory = self.recurrence(
-                inputs * step[..., None],
-                log_decay=-self.A_log.exp().to(memory.dtype) * step,
-                b=b,
-                c=c,
-                state=memory,
-                starts=None if document_ids is None else document_starts(document_ids),
-            )
+            # In a step of 0 nothing decays and nothing is written.
+            step = step * attention_mask[..., None]
+        heads, memory = self._recur(
+            inputs * step[..., None],
+            log_decay=-self.A_log.exp().to(memory.dtype) * step,
+            b=b,
+            c=c,
+            memory=memory,
+            document_ids=document_ids,
+        )
         if cache is not None:
             cache.advance(x.shape[1], history=history, memory=memory)
         # A connection around the state, one number per head: (B, T, H, P) * (H, 1)

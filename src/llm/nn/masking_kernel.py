@@ -1,7 +1,7 @@
 """What a layer and its context ask of an attention kernel that takes masks in a form of its own."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import Bool, Float
@@ -12,6 +12,10 @@ from llm.nn.masks import RowLimits
 
 class KernelMask:
     """A mask in the form of one kernel; layers pass it on without looking inside."""
+
+
+# A mask of attention, see `naive_attention`; None masks nothing.
+Mask = Tensor | RowLimits | KernelMask | None
 
 
 class MaskingKernel(ABC):
@@ -27,7 +31,7 @@ class MaskingKernel(ABC):
         key: Float[Tensor, "B K S D"],
         value: Float[Tensor, "B K S D"],
         *,
-        mask: Tensor | RowLimits | KernelMask | None = None,
+        mask: Mask = None,
         causal: bool = False,
         window: int | None = None,
         dropout: float = 0.0,
@@ -66,3 +70,16 @@ class MaskingKernel(ABC):
             allowed: which keys each query may attend to.
             bias: what is added to the scores.
         """
+
+
+def fitting(
+    kernel: Callable[..., Tensor], *, width: int, dropout: float, has_sinks: bool = False
+) -> Callable[..., Tensor]:
+    """Return the kernel of a layer; the arguments are those of `MaskingKernel.require`.
+
+    Raises:
+        ValueError: the kernel cannot compute the layer.
+    """
+    if isinstance(kernel, MaskingKernel):
+        kernel.require(width=width, dropout=dropout, has_sinks=has_sinks)
+    return kernel

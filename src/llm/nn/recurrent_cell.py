@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from llm.nn.chunked_decay import document_starts
 from llm.nn.document_rows import State
-from llm.nn.recurrent_mixer import RecurrentMixer, RecurrentState, require_recurrence
+from llm.nn.recurrence import require_recurrence
+from llm.nn.recurrent_mixer import RecurrentMixer, RecurrentState
 
 Recurrence = Callable[..., tuple[Tensor, State]]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from llm.nn.attention import KEYS_AND_VALUES, Attention, HeadMixer, Kernel, fused_attention
 from llm.nn.heads import group_size, head_width
 from llm.nn.kv_cache import KeysAndValues, new_kv_cache
-from llm.nn.masking_kernel import KernelMask, MaskingKernel
-from llm.nn.masks import Predicate, RowLimits, is_same_mask
+from llm.nn.masking_kernel import Mask, fitting
+from llm.nn.masks import Predicate, is_same_mask
 from llm.nn.positions import Rotation, is_same_position, rotate
 from llm.nn.qk_norm import each_head
 from llm.nn.token_mixer import Link, PlacedMixer
@@ -63,9 +63,9 @@ class SharedKVAttention(HeadMixer):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_width(dim, num_heads, head_dim=head_dim)
-        if isinstance(kernel, MaskingKernel):
-            kernel.require(width=self.head_dim, dropout=dropout, has_sinks=sinks is not None)
-        self.kernel = kernel
+        self.kernel = fitting(
+            kernel, width=self.head_dim, dropout=dropout, has_sinks=sinks is not None
+        )
         self.dropout = nn.Dropout(dropout)
 
         width = self.num_heads * self.head_dim
@@ -84,7 +84,7 @@ class SharedKVAttention(HeadMixer):
         *,
         source: tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]],
         rotation: Rotation | None = None,
-        mask: Tensor | RowLimits | KernelMask | None = None,
+        mask: Mask = None,
         causal: bool = True,
         window: int | None = None,
         cache: KeysAndValues | None = None,

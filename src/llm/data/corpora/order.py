@@ -5,6 +5,7 @@ et al. 2014): a window continues that before it, and the model keeps its recurre
 ignore the borders of documents, as shuffled windows do.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -21,9 +22,10 @@ from llm.data.errors import DataError
 from llm.data.sampler import TrainingSampler, ValidationSampler
 
 
-class Shuffled:
-    """Training windows in another random order in each epoch, and validation windows in order, each read by itself."""
+class Order(ABC):
+    """Which windows of a text make a batch, in training and in validation."""
 
+    @abstractmethod
     def training(
         self, file: TokenFile, *, context_length: int, stride: int, batch_size: int
     ) -> Dataset[Batch]:
@@ -38,30 +40,59 @@ class Shuffled:
         Raises:
             DataError: the text is too short.
         """
-        return TrainingWindows(file, context_length, stride)
 
+    @abstractmethod
     def validation(
         self, file: TokenFile, *, context_length: int, batch_size: int
     ) -> Dataset[Batch]:
         """Return the validation windows; the arguments are those of `training`."""
-        return ValidationWindows(file, context_length)
 
+    @abstractmethod
     def training_sampler(self, num_rows: int, batch_size: int, **order: int) -> Sampler[np.ndarray]:
         """Return the endless sampler of the training windows; the arguments are those of `TrainingSampler`."""
+
+    @abstractmethod
+    def evaluation_sampler(
+        self, num_rows: int, batch_size: int, *, number: int | None = None, **device: int
+    ) -> ValidationSampler:
+        """Return the sampler of the validation windows; the arguments are those of `ValidationSampler`."""
+
+    @abstractmethod
+    def describe(self, stride: int, *, context_length: int, batch_size: int) -> str:
+        """Return a description for the summary of a run; empty for the default."""
+
+
+class Shuffled(Order):
+    """Training windows in another random order in each epoch, and validation windows in order, each read by itself."""
+
+    def training(
+        self, file: TokenFile, *, context_length: int, stride: int, batch_size: int
+    ) -> TrainingWindows:
+        """Return the training windows."""
+        return TrainingWindows(file, context_length, stride)
+
+    def validation(
+        self, file: TokenFile, *, context_length: int, batch_size: int
+    ) -> ValidationWindows:
+        """Return the validation windows."""
+        return ValidationWindows(file, context_length)
+
+    def training_sampler(self, num_rows: int, batch_size: int, **order: int) -> TrainingSampler:
+        """Return the endless sampler of the training windows."""
         return TrainingSampler(num_rows, batch_size, **order)
 
     def evaluation_sampler(
         self, num_rows: int, batch_size: int, *, number: int | None = None, **device: int
     ) -> ValidationSampler:
-        """Return the sampler of the validation windows; the arguments are those of `ValidationSampler`."""
+        """Return the sampler of the validation windows."""
         return ValidationSampler(num_rows, batch_size, number=number, **device)
 
     def describe(self, stride: int, *, context_length: int, batch_size: int) -> str:
-        """Return a description for the summary of a run; empty for the default."""
+        """Return nothing: this is the default."""
         return ""
 
 
-class Contiguous(Shuffled):
+class Contiguous(Order):
     """Streams of adjacent windows: each row of an optimizer step continues the same row of the step before.
 
     The training text is cut into as many streams of equal length as an optimizer step has rows. An epoch reads each of

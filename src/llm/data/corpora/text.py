@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, Sampler
 from llm.data.base import DataModule, at_least
 from llm.data.corpora.base import Source
 from llm.data.corpora.corpus import Corpus
-from llm.data.corpora.order import Shuffled
+from llm.data.corpora.order import Order, Shuffled
 from llm.data.corpora.preprocessing import Preprocessing, steps_of
 from llm.data.corpora.token_cache import METADATA, damage
 from llm.data.corpora.token_file import TokenFile
@@ -54,7 +54,7 @@ class TextDataModule(DataModule):
         validation_fraction: float = 0.1,
         preprocessing: dict[str, Preprocessing] | Sequence[Preprocessing] = (),
         validation: Source | None = None,
-        order: Shuffled | None = None,
+        order: Order | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)

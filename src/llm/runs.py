@@ -31,7 +31,7 @@ from omegaconf import DictConfig
 
 from llm.config.errors import ConfigError, UserError
 from llm.config.fingerprint import recipe
-from llm.config.overrides import values
+from llm.config.overrides import key_of, values
 from llm.files import RESTORE, FileError, delete_partials, read_object, require_own, write_json
 from llm.terminal import shell
 
@@ -66,6 +66,32 @@ RESULTS = {
     "predicted": "predictions.csv",
     "responses": "responses.json",
 }
+
+
+# Groups whose options a run takes from the weights that it begins from.
+ARCHITECTURE = ("model", "size", "tokenizer")
+
+
+def is_architecture(word: str) -> bool:
+    """Return whether a group, a key or an override belongs to the model, its size or its tokenizer."""
+    return key_of(word).partition(".")[0] in ARCHITECTURE
+
+
+def recorded_words(record: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Return a mapping in a record as texts; it is empty if the entry is missing or damaged."""
+    found = record.get(name)
+    return {str(k): str(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
+
+
+def known_choices(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the option of each group in a record.
+
+    A run that begins from weights has their architecture. Until it has started, its record does not say which.
+    """
+    choices = recorded_words(record, "choices")
+    if choices.get("weights", "scratch") == "scratch" or "adopted" in record:
+        return choices
+    return {group: option for group, option in choices.items() if not is_architecture(group)}
 
 
 def run_metadata(

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from llm.config.reading import RESTORE, FileError, read_utf8
-from llm.runs import Run, display_path
+from llm.runs import Run, display_path, known_choices, recorded_words
 
 Curve = list[tuple[float, float, float]]
 
@@ -78,22 +78,27 @@ class Result:
     @cached_property
     def overrides(self) -> dict[str, str]:
         """Return the overrides of its command line by key, in their order."""
-        found = self.run.record.get("overrides")
-        if not isinstance(found, Mapping):
-            return {}
-        return {str(key).lstrip("+~"): str(value).strip("\"'") for key, value in found.items()}
+        return self._override_values("overrides")
+
+    @property
+    def adopted(self) -> dict[str, str]:
+        """Return the overrides of the run whose architecture it has, if it began from one."""
+        return self._override_values("adopted")
+
+    def _override_values(self, name: str) -> dict[str, str]:
+        found = recorded_words(self.run.record, name)
+        return {key.lstrip("+~"): value.strip("\"'") for key, value in found.items()}
 
     @cached_property
     def choices(self) -> dict[str, str]:
-        """Return the option chosen in each group."""
-        found = self.run.record.get("choices")
-        return {k: str(v) for k, v in found.items()} if isinstance(found, Mapping) else {}
+        """Return the option of each group, those of the model, its size and its tokenizer as far as known."""
+        return known_choices(self.run.record)
 
     @cached_property
     def settings(self) -> dict[str, str]:
         """Return the choices and overrides that may distinguish it from other runs."""
-        both = {**self.overrides, **self.choices}
-        return {key: value for key, value in both.items() if _is_shown(key)}
+        found = {**self.adopted, **self.overrides, **self.choices}
+        return {key: value for key, value in found.items() if _is_shown(key)}
 
     # Metrics
 

@@ -1,13 +1,17 @@
 """Copying the architecture of pretrained weights into the configuration of a run."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config.composed import Composed
 from llm.config.errors import ConfigError
 from llm.config.overrides import key_of
+from llm.runs import ARCHITECTURE, is_architecture, known_choices, recorded_words
 from llm.weights.base import Weights
+
+TEMPLATE = "data/template"
 
 
 def adopt_architecture(composed: Composed, weights: Weights | None) -> DictConfig:
@@ -19,9 +23,8 @@ def adopt_architecture(composed: Composed, weights: Weights | None) -> DictConfi
     config = composed.config.copy()  # values that depend on the data are filled into the copy
     if weights is None:
         return config
-    groups = ("model", "size", "tokenizer")
     keys = {word: key_of(word) for word in composed.own}
-    given = [word for word, key in keys.items() if key.split(".")[0] in groups]
+    given = [word for word in composed.own if is_architecture(word)]
     dropouts = [word for word in given if keys[word].endswith(".dropout")]
     refused = [word for word in given if word not in dropouts]
     if refused:
@@ -31,16 +34,38 @@ def adopt_architecture(composed: Composed, weights: Weights | None) -> DictConfi
         )
     chosen = {keys[word]: OmegaConf.select(config, keys[word]) for word in dropouts}
     theirs = weights.config
-    for group in groups:
+    for group in ARCHITECTURE:
         if group in theirs:
             OmegaConf.update(config, group, theirs[group], merge=False, force_add=True)
     for key, value in chosen.items():
         OmegaConf.update(config, key, value)
     template = OmegaConf.select(theirs, "data.template")
-    is_chosen = any(key.startswith("data.template") for key in keys.values())
-    if template is not None and "template" in config.data and not is_chosen:
+    if template is not None and "template" in config.data and not _chooses_template(composed):
         config.data.template = template  # the model expects the template that it was trained on
     return config
+
+
+def adopted_options(composed: Composed, weights: Weights | None) -> dict[str, Any]:
+    """Return the entries of a record that say which options a run has, with those of the weights.
+
+    Those of published weights are unknown, and left out.
+    """
+    if weights is None:
+        return {"choices": dict(composed.choices)}
+    theirs = known_choices(weights.record)
+    choices = {k: v for k, v in composed.choices.items() if not is_architecture(k)}
+    choices |= {group: option for group, option in theirs.items() if is_architecture(group)}
+    if TEMPLATE in choices and TEMPLATE in theirs and not _chooses_template(composed):
+        choices[TEMPLATE] = theirs[TEMPLATE]
+    given = recorded_words(weights.record, "adopted") | recorded_words(weights.record, "overrides")
+    return {
+        "choices": choices,
+        "adopted": {key: value for key, value in given.items() if is_architecture(key)},
+    }
+
+
+def _chooses_template(composed: Composed) -> bool:
+    return any(key_of(word).startswith("data.template") for word in composed.own)
 
 
 def _length_hint(config: DictConfig, refused: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from llm.hardware import Hardware
 from llm.runs import ReadOnlyRun, Run, display_path, run_metadata
 from llm.tasks.base import Task
 from llm.terminal.announce import say
+from llm.training.adoption import adopted_options
 from llm.training.lightning_trainer import make_trainer
 from llm.training.next_commands import NextCommands
 from llm.training.preflight import (
@@ -133,6 +134,7 @@ def record_start(
     composed, weights = prepared.config.composed, prepared.config.weights
     published = None if weights is None else weights.published
     metadata = run_metadata(prepared.config.tree, composed.own, choices=composed.choices)
+    metadata |= adopted_options(composed, weights)
     run.start(
         name=run.path.name,
         fingerprint=prepared.meaning,

@@ -1,6 +1,8 @@
 """The interface of pretrained weights."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
@@ -68,6 +70,11 @@ class Weights(ABC):
     def published(self) -> FolderSettings | None:
         """The settings of the published folder that the weights come from; None if there is none."""
         return None
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The record of the run that trained these weights; empty for a published folder."""
+        return {}
 
     def model(self) -> nn.Module:
         """Return the model with its weights, in evaluation mode on the CPU.

@@ -70,6 +70,11 @@ class RunWeights(Weights):
         """The run directory."""
         return Run(Path(self.path))
 
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """The content of the run's `run.json`."""
+        return self.run.record
+
     @cached_property
     def config(self) -> DictConfig:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The run's configuration; the head is untied if its adapter updates the head."""

@@ -30,3 +30,29 @@ def test_advice_for_a_function_with_other_arguments_deletes_those_that_it_lacks(
 def test_a_key_that_the_user_typed_keeps_its_own_line():
     [line] = problems("model=lstm", "size=nano", "+model.attention.kernel=null")
     assert line.startswith("model.attention.kernel: no such key; ")
+
+
+@pytest.mark.parametrize(
+    ("model", "section", "function", "left"),
+    [
+        ("mamba2", "recurrence", "state_space_duality.recurrent_state_space", ["chunk_size"]),
+        ("gated_deltanet", "recurrence", "gated_delta_rule.recurrent_gated_delta_rule", ["chunk_size"]),
+        ("gpt", "kernel", "attention.naive_attention", []),
+    ],
+)
+def test_keys_that_another_function_lacks_are_deleted_as_advised(model, section, function, left):
+    key = f"model.attention.{section}"
+    words = [f"model={model}", "size=nano", f"{key}._target_=llm.nn.{function}"]
+    if left:
+        deletions = [f"~{key}.{name}" for name in left]
+        assert problems(*words) == (
+            f"{key}._target_: has no {', '.join(left)}, which the config sets; add {' '.join(deletions)}",
+        )
+        words += deletions
+    loader = open_loader(CONF)
+    assert check_composed(loader, compose(loader, "train", words)) is not None
+
+
+def test_tensors_are_not_suggested_as_keys():
+    [line] = problems("model=mamba2", "size=nano", "+model.attention.recurrence.foo=1")
+    assert line == "model.attention.recurrence.foo: no such key; there are chunk_size"

@@ -6,7 +6,7 @@ The check reports keys that the user has not typed. These functions name the opt
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +23,7 @@ MISSING = re.compile(r"Interpolation key '(.*?)' not found")
 
 
 def about_options(lines: Sequence[str], point: Composed, loader: Loader) -> list[str]:
-    """Return the problems, with one line for each typed option that refers to missing keys or sets one.
+    """Return the problems, with one line for each typed option or function that does not suit the keys of the others.
 
     Args:
         lines: the problems, one line each.
@@ -53,6 +53,21 @@ def about_options(lines: Sequence[str], point: Composed, loader: Loader) -> list
         others = " or ".join(_other_functions(point.config, parent, without=name))
         remedy = f"leave it out{', or use ' if others else ''}{others}"
         kept.append(f"{group}={option}: {_owner(key, point)} has no {name}; {remedy}")
+    return _about_targets(kept, typed)
+
+
+def _about_targets(lines: Sequence[str], typed: Collection[str]) -> list[str]:
+    """Return the problems, with one line for each typed `_target_` that lacks arguments of the one it replaces."""
+    kept = [*lines]
+    for section in sorted(key.removesuffix("._target_") for key in typed if key.endswith("._target_")):
+        unknown = re.compile(rf"{re.escape(section)}\.(\w+): no such key; ")
+        found = {line: each[1] for line in kept if (each := unknown.match(line))}
+        found = {line: name for line, name in found.items() if f"{section}.{name}" not in typed}
+        if found:
+            deleted = " ".join(f"~{section}.{name}" for name in found.values())
+            names = ", ".join(found.values())
+            kept = [line for line in kept if line not in found]
+            kept.append(f"{section}._target_: has no {names}, which the config sets; add {deleted}")
     return kept
 
 

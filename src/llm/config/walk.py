@@ -188,7 +188,8 @@ class Walk:
                 hint = slot(parameters[name].annotation)
                 yield from self.value(value, hint, child, beneath_factory=beneath_factory)
             else:
-                yield f"{child}: no such key; {suggestion(str(name), parameters, prefix)}"
+                known = [n for n, each in parameters.items() if not _is_tensor(each.annotation)]
+                yield f"{child}: no such key; {suggestion(str(name), known, prefix)}"
 
     def absent(
         self, node: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], key: str = ""
@@ -205,6 +206,12 @@ class Walk:
 def slot(hint: Any) -> Any:
     """Return the annotation that a value must fit: for `Deferred[T]`, `T`."""
     return get_args(hint)[0] if get_origin(hint) is Deferred else hint
+
+
+def _is_tensor(hint: Any) -> bool:
+    """Return whether an argument is a tensor, which the code passes and a configuration cannot."""
+    shown = annotations.describe_hint(slot(hint))
+    return "Tensor" in shown and "->" not in shown  # a function of tensors is a part
 
 
 def is_module(target: Any) -> bool:

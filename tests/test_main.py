@@ -60,9 +60,8 @@ ACROSS = [
         "+data=spam: data has an option already; use data=spam to replace it",
     ),
     (
-        "train model/layers=nope size=nano",
-        "model.pattern=[3*rotary,nope]: 4 layers are more than num_layers=2; use a shorter pattern, such as "
-        "[rotary,nope], or more layers",
+        "train model/layers=nope size=nano size.num_layers=1",
+        "model.pattern=[3*rotary,nope]: needs 2 layers or more, and num_layers=1; use more layers",
     ),
     (
         "plan model/layers=nope model.pattern=[2*rotray,nope]",

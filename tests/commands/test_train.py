@@ -1,7 +1,9 @@
 """`llm train` from the command line: the printed command resumes a stopped run."""
 
+import re
 import sys
 
+import forked
 import pytest
 from pasted_lines import pasted
 
@@ -51,3 +53,24 @@ def test_command_printed_on_ctrl_c_resumes_the_run(tmp_path, monkeypatch, text, 
     assert f"  then      PYTHONPATH=modules {shell.program()} generate weights.path=outputs/" in out
     assert next(line for line in out.splitlines() if "  then " in line).endswith(" 'trust=[mine]'")
     assert [path.name for path in run.path.parent.glob("[!.]*")] == ["stopped"]
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "layers"),
+    [
+        ("gemma3", "mini", "3 local, 1 full"),
+        ("olmo3", "nano", "1 local, 1 full"),
+        ("smollm3", "nano", "1 rotary, 1 nope"),
+    ],
+)
+def test_model_shorter_than_its_pattern_prints_the_layers_that_it_has(
+    text, tmp_path, monkeypatch, model, size, layers
+):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        *(f"model={model}", f"size={size}", "data=text", f"data.path={text}", "tokenizer=byte"),
+        *("trainer.max_steps=1", "data.batch_size=2", "hardware=cpu", "hardware.precision=32"),
+    ]
+    done = forked.run(["train", *words])
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"\nmodel     GPT, [\d,]+ parameters; layers: {layers}\n", done.stdout)

@@ -1,6 +1,5 @@
 """Every option in conf/model composes with every preset and every size."""
 
-import re
 from pathlib import Path
 
 import llm.conf
@@ -10,7 +9,6 @@ from hydra import compose, initialize_config_module
 
 from llm.config.build import build as build_node
 from llm.config.check import check_nodes
-from llm.config.errors import ConfigError
 from llm.models.size import Size
 from llm.nn.feed_forward import GatedFeedForward
 from llm.nn.norms import RMSNorm
@@ -24,7 +22,8 @@ PARTS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("model/*/
 SIZES = sorted(path.stem for path in CONF.glob("size/*.yaml"))
 
 
-MIN_LAYERS = {"gemma2": 2, "gemma3": 6, "olmo3": 4, "smollm3": 4}
+# Layers of a whole pattern.
+PATTERN_LAYERS = {"gemma2": 2, "gemma3": 6, "olmo3": 4, "smollm3": 4}
 # Presets with a recurrence in the place of attention, and the options for it.
 RECURRENT = ("gated_deltanet", "lstm", "gru", "mamba2")
 RECURRENCES = tuple(f"attention={name}" for name in RECURRENT)
@@ -64,9 +63,8 @@ def test_every_part_fits_every_distinct_preset(build, part):
             continue
         if part in RECURRENCES and preset not in RECURRENT:
             continue  # the preset's kernel and biases are those of attention
-        # A pattern must fit into the stack.
         needed = 2 if part == "attention=value_residual" else 1
-        num_layers = 6 if part.startswith("layers=") else MIN_LAYERS.get(preset, needed)
+        num_layers = 6 if part.startswith("layers=") else PATTERN_LAYERS.get(preset, needed)
         others = completion(preset, part)
         model = build(f"model={preset}", f"model/{part}", *others, f"size.num_layers={num_layers}")
         assert model(torch.zeros(1, 4, dtype=torch.int64)).shape == (1, 4, 97)
@@ -88,32 +86,21 @@ def test_every_size_builds_a_size(size):
         assert isinstance(build_node(compose(overrides=[f"+size={size}"]).size), Size)
 
 
-# Sizes that have fewer layers than the preset's pattern.
-TOO_SMALL = {"gemma3": ("micro", "mini", "nano"), "olmo3": ("nano",), "smollm3": ("nano",)}
-
-
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "bert"])
-def test_every_size_fits_a_preset_or_is_refused_with_a_pattern_that_does(compose_model, preset):
-    model, refused = compose_model(f"model={preset}"), []
-    tree, pattern = model._get_parent(), model.get("pattern")
+def test_every_preset_fits_every_size(compose_model, preset):
+    model = compose_model(f"model={preset}")
+    tree = model._get_parent()
     model.vocab_size = 50257
-    sizes = SIZES if preset in DISTINCT else ["mini", "nano"]
-    for size in sizes:
+    for size in SIZES if preset in DISTINCT else ["mini", "nano"]:
         with initialize_config_module(config_module="llm.conf", version_base="1.3"):
             tree.size = compose(overrides=[f"+size={size}"]).size
         with torch.device("meta"):
-            try:
-                built = build_node(model)
-            except ConfigError as error:
-                refused.append(size)
-                [advised] = re.findall(r"a shorter pattern, such as \[(.*)\],", str(error))
-                model.pattern = advised.split(",")
-                built = build_node(model)
-                model.pattern = pattern
+            built = build_node(model)
+        kinds, schedule = model.get("layers") or ["all"], built.blocks.schedule
+        assert {*schedule} == {*kinds}, "a small model has a layer of each kind"
         cost = counts_of(built, built.context_length)
         assert cost.parameters >= cost.active_parameters > cost.block > 0
         assert cost.flops_per_token > 6 * (cost.active_parameters - cost.embedding)
-    assert refused == [size for size in sizes if size in TOO_SMALL.get(preset, ())]
 
 
 def test_parts_chosen_on_the_command_line_override_the_preset(build):
@@ -179,7 +166,7 @@ def biases(model):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_options_of_a_part_keep_the_biases_of_the_preset(build, preset):
     biased = BIASED.get(preset, "no projection")
-    layers = f"size.num_layers={MIN_LAYERS.get(preset, 2)}"
+    layers = f"size.num_layers={PATTERN_LAYERS.get(preset, 2)}"
     for group in ["feed_forward"] if preset in RECURRENT else ["feed_forward", "attention"]:
         for path in sorted(CONF.glob(f"model/{group}/*.yaml")):
             if path.stem in ("no_bias", "none", "latent", *RECURRENT):
@@ -209,5 +196,5 @@ def test_latent_attention_has_biases_before_the_latent_and_after_the_heads(build
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_have_the_recorded_number_of_parameters(build, preset):
-    model = build(f"model={preset}", f"size.num_layers={MIN_LAYERS.get(preset, 2)}")
+    model = build(f"model={preset}", f"size.num_layers={PATTERN_LAYERS.get(preset, 2)}")
     assert sum(p.numel() for p in model.parameters()) == COUNTS[preset]

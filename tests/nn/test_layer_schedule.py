@@ -20,6 +20,26 @@ def test_entry_may_have_spaces_around_its_factor(entry):
 
 
 @pytest.mark.parametrize(
+    ("num_layers", "pattern", "expected"),
+    [
+        (6, ["5*local", "full"], ["5*local", "full"]),
+        (4, ["5*local", "full"], ["3*local", "full"]),
+        (2, ["5*local", "full"], ["local", "full"]),
+        (3, ["3*full", "3*local"], ["full", "2*local"]),
+        (5, ["local", "full", "4*local", "full"], ["local", "full", "2*local", "full"]),
+    ],
+)
+def test_pattern_longer_than_the_stack_has_shorter_runs(num_layers, pattern, expected):
+    schedule = layer_schedule(num_layers, layers=KINDS, pattern=pattern)
+    assert schedule == layer_schedule(num_layers, layers=KINDS, pattern=expected)
+
+
+def test_stack_needs_a_layer_of_each_kind():
+    with pytest.raises(ValueError, match="needs 2 layers or more, and num_layers=1; use more layers"):
+        layer_schedule(1, layers=KINDS, pattern=["5*local", "full"])
+
+
+@pytest.mark.parametrize(
     ("pattern", "message"),
     [
         (
@@ -29,8 +49,8 @@ def test_entry_may_have_spaces_around_its_factor(entry):
         (["local"], r"pattern=\[local\]: leaves out layers.full; add it, or delete that kind"),
         (["local", "0*full"], r"leaves out layers.full"),
         (
-            ["4*local", "full"],
-            r"5 layers are more than num_layers=4; use a shorter pattern, such as \[local,full\], or more",
+            ["local", "full"] * 3,
+            r"needs 6 layers or more, and num_layers=4; use a shorter pattern, such as \[local,full\], or more layers",
         ),
     ],
 )

@@ -6,13 +6,14 @@
     pattern: [5*local, full]
 
 Gemma 3 repeats five local layers and a full one, SmolLM3 leaves out the position in every fourth layer, and many
-mixtures of experts alternate with dense layers.
+mixtures of experts alternate with dense layers. A stack of four layers takes `[3*local, full]` of the pattern above.
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 from torch import nn
 
@@ -63,12 +64,14 @@ def layer_schedule(
     """Return the name of each layer's kind.
 
     Args:
-        num_layers: number of layers; the last repetition of the pattern may be cut short.
+        num_layers: number of layers; the last repetition of the pattern may be cut short. A pattern that is longer
+            than the stack is shortened: its longest run of one kind loses a layer until it fits.
         layers: the kinds, by name.
         pattern: their order, such as `[5*local, full]`.
 
     Raises:
-        ValueError: the pattern is not a list, names an unknown kind, leaves one out, or is longer than the stack.
+        ValueError: the pattern is not a list, names an unknown kind, leaves one out, or has too many runs for the
+            stack.
     """
     if isinstance(pattern, str) or not pattern:
         raise ValueError(
@@ -81,11 +84,11 @@ def layer_schedule(
             raise ValueError(f"{shown}: {name} is not in layers; {suggestion(name, layers)}")
     if unused := [name for name in layers if name not in names]:
         raise ValueError(f"{shown}: leaves out layers.{unused[0]}; add it, or delete that kind")
+    names = _shortened(names, num_layers)
     if len(names) > num_layers:
-        once = f", such as [{','.join(layers)}]," if len(layers) <= num_layers else ""
+        once = f"a shorter pattern, such as [{','.join(layers)}], or " if len(layers) <= num_layers else ""
         raise ValueError(
-            f"{shown}: {len(names)} layers are more than num_layers={num_layers}; use a shorter pattern{once} or more "
-            "layers"
+            f"{shown}: needs {len(names)} layers or more, and num_layers={num_layers}; use {once}more layers"
         )
     return [names[index % len(names)] for index in range(num_layers)]
 
@@ -93,6 +96,14 @@ def layer_schedule(
 def describe_schedule(schedule: Sequence[str]) -> str:
     """Return how many layers of each kind there are, such as `10 local, 2 full`."""
     return ", ".join(f"{count} {name}" for name, count in Counter(schedule).items())
+
+
+def _shortened(names: Sequence[str], most: int) -> list[str]:
+    """Return a pattern with shorter runs of one kind: at most `most` layers, or one of each run."""
+    runs = [[*run] for _, run in groupby(names)]
+    while sum(map(len, runs)) > most and len(longest := max(runs, key=len)) > 1:
+        longest.pop()
+    return [*chain(*runs)]
 
 
 def _repeated(entry: str) -> list[str]:

@@ -8,6 +8,7 @@ from torch import nn
 from llm.callbacks.throughput import SupportsFlops
 from llm.data.base import DataModule
 from llm.hardware import describe_hardware
+from llm.nn.layer_schedule import describe_schedule
 from llm.optim.muon import Muon
 from llm.runs import Run, display_path
 from llm.tasks.base import Task
@@ -73,7 +74,7 @@ def untrained_tokens(task: Task, data: DataModule) -> list[str]:
 
 
 def describe_model(task: Task) -> str:
-    """Return the class of the model and its numbers of parameters and trained parameters."""
+    """Return the class of the model, its numbers of parameters and trained parameters, and its layers if they differ."""
     model = task.model
     name = type(model).__name__
     body = getattr(model, "body", None)
@@ -81,7 +82,10 @@ def describe_model(task: Task) -> str:
         name = f"{name} over {type(body).__name__}"
     total, trained = count_parameters(model)
     line = f"{name}, {total:,} parameters"
-    return line if trained == total else f"{line}, of which {trained:,} are trained"
+    if trained != total:
+        line += f", of which {trained:,} are trained"
+    schedule = getattr(getattr(body or model, "blocks", None), "schedule", ())
+    return f"{line}; layers: {describe_schedule(schedule)}" if len({*schedule}) > 1 else line
 
 
 def size_record(prepared: PreparedRun) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 from made_runs import make
+from rich.console import Console
 
 from llm.comparison.table import compare
 from llm.config.errors import UserError
@@ -394,8 +395,6 @@ def test_files_show_control_characters_escaped(tmp_path):
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_no_metric_is_cut_on_any_terminal(tmp_path, width, capsys):
-    from rich.console import Console
-
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(compare(grid(tmp_path)).render(width))
     text = console.export_text()
@@ -412,3 +411,24 @@ def test_writing_again_replaces_the_files_and_leaves_no_others(tmp_path):
         path.name for path in written
     )
     assert (tmp_path / "sweep" / "table.csv").read_text() == table.csv()
+
+
+def test_many_settings_share_a_column_in_a_narrow_terminal(tmp_path):
+    """Otherwise they push the metrics out of the terminal."""
+    keys = [f"model.part_{letter}.setting" for letter in "abcdefgh"]
+    for number in range(2):
+        settings = {key: f"value_{number}" for key in keys}
+        make(tmp_path / f"run{number}", [4.0 + number], settings=settings)
+    table = compare([Run(path) for path in tmp_path.iterdir()])
+
+    def printed(width):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(table.render(width))
+        return console.file.getvalue()
+
+    narrow, wide = printed(110), printed(400)
+    assert "4.0000" in narrow
+    assert "model.part_h.setting=value_1" in narrow
+    assert max(map(len, narrow.splitlines())) <= 110
+    assert " settings " not in wide
+    assert all(key in wide for key in keys)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -35,6 +35,7 @@ from llm.units import UNKNOWN
 
 Seeds = Literal["folded", "rows"]
 MARGIN = "_margin"  # half the width of an interval
+SETTINGS = "settings"  # the column of all settings, in a terminal too narrow for a column of each
 WORD = 14  # characters of a word that a narrow terminal does not break
 STYLES = {"failed": "red", "running": "cyan", "interrupted": "yellow", "pending": "dim"}
 # Names in metrics.csv of metrics that have a column.
@@ -48,6 +49,9 @@ class Cell(NamedTuple):
 
     value: object
     text: str
+
+
+Line = Mapping[str, Cell]  # the cells of a row by column
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table and its notes as GitHub Markdown."""
-        names = self._shown()
+        names = self._shown(self._lines)
         lines = [
             [self._title(name) for name in names],
             ["---:" if self._is_number(name) else "---" for name in names],
@@ -127,27 +131,49 @@ class Table:
             width: width in characters; None takes that of the terminal.
         """
         width = width or new_console().width
+        for cells in (self._lines, self._in_one_column()):
+            names, left_out, fits = self._fitting(cells, width)
+            if fits:
+                break
+        failed = [row for row in self._rows if row.errors]
+        errors = [f"{row_label(row, self.keys)} failed: {row.errors}" for row in failed]
+        notes = [*errors, *self.notes]
+        if left_out:
+            notes.append(
+                f"no room for {', '.join(left_out)}: use a wider terminal, or read the files, which have all columns"
+            )
+        return Group(self._rich(cells, names), *map(note_line, notes))
+
+    def _fitting(self, lines: Sequence[Line], width: int) -> tuple[list[str], list[str], bool]:
+        """Return the columns to display, the titles of those without room, and whether a terminal has this width."""
         endless = new_console(width=10_000)  # a narrow one reports that everything fits
-        names = [name for name in self._shown() if name != "error"]
-        left_out = []
+        names, left_out = [name for name in self._shown(lines) if name != "error"], []
+
+        def fits() -> bool:
+            return endless.measure(self._rich(lines, names)).minimum <= width
+
         for spared in (name for name in SPARED if name in names):
-            if endless.measure(self._rich(names)).minimum <= width:
+            if fits():
                 break
             names.remove(spared)
             left_out.append(self._title(spared))
-        failed = [row for row in self._rows if row.errors]
-        errors = [f"{row_label(row, self.keys)} failed: {row.errors}" for row in failed]
-        lines = [*errors, *self.notes]
-        if left_out:
-            lines.append(
-                f"no room for {', '.join(left_out)}: use a wider terminal, or read the files, which have all columns"
-            )
-        return Group(self._rich(names), *map(note_line, lines))
+        return names, left_out, fits()
 
-    def _rich(self, names: Sequence[str]) -> RichTable:
+    def _in_one_column(self) -> list[Line]:
+        """Return the rows with all settings in one column, as words of a command line."""
+        found = []
+        for line in self._lines:
+            words = [f"{key}={line[key].text}" for key in self.keys if line[key].value is not None]
+            one = Cell(None, " ".join(words) or UNKNOWN)
+            before = {name: line[name] for name in ("rank", "data") if name in line}
+            others = {name: cell for name, cell in line.items() if name not in self.keys}
+            found.append(before | {SETTINGS: one} | others)
+        return found
+
+    def _rich(self, lines: Sequence[Line], names: Sequence[str]) -> RichTable:
         table = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for name in names:
-            title, cells = self._title(name), [line[name].text for line in self._lines]
+            title, cells = self._title(name), [line[name].text for line in lines]
             if self._is_number(name):
                 title = "\n".join(title.rsplit(" ", 1))
             least = max(
@@ -161,7 +187,7 @@ class Table:
                 overflow="fold",
             )
         ends = set(accumulate(len(part.rows) for part in self.parts))
-        for number, line in enumerate(self._lines, start=1):
+        for number, line in enumerate(lines, start=1):
             style = STYLES.get(str(line["status"].value), "") if "status" in line else ""
             best = "bold" if line["rank"].value == 1 else ""
             cells = (Text(line[name].text) for name in names)
@@ -214,9 +240,9 @@ class Table:
             cells[column.name + MARGIN] = Cell(found and found.margin, "")
         return cells
 
-    def _shown(self) -> list[str]:
+    def _shown(self, lines: Sequence[Line]) -> list[str]:
         """Return the columns to display; an interval is displayed beside its mean, without a column."""
-        return [name for name in self.columns if not name.endswith(MARGIN)]
+        return [name for name in (lines[0] if lines else ()) if not name.endswith(MARGIN)]
 
     def _title(self, name: str) -> str:
         titles = {"rank": "#", **{column.name: column.title for column in self.metrics}}

@@ -180,7 +180,7 @@ class Hardware:
 
         precision = self.choose_precision(measure)
         if precision == "fp16" and placed.accelerator == "cpu":
-            raise ValueError("hardware.precision=fp16 needs a GPU: use bf16 or 32 on the CPU")
+            raise ValueError("precision=fp16 needs a GPU: use bf16 or 32 on the CPU")
         return replace(placed, precision=precision, threads=self.threads or share_of_cores())
 
     def choose_precision(self, measure: Callable[[], Precision]) -> Precision:

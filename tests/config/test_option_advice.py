@@ -56,3 +56,22 @@ def test_keys_that_another_function_lacks_are_deleted_as_advised(model, section,
 def test_tensors_are_not_suggested_as_keys():
     [line] = problems("model=mamba2", "size=nano", "+model.attention.recurrence.foo=1")
     assert line == "model.attention.recurrence.foo: no such key; there are chunk_size"
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["model=llama", "model.norm=layer"], "model/norm=layer"),
+        (["experiment=instruct", "data.template=alpaca"], "data/template=alpaca"),
+        (
+            ["model=smollm3", "model.layers.nope.position=alibi"],
+            "+model/position@model.layers.nope.position=alibi",
+        ),
+    ],
+)
+def test_a_key_set_to_the_name_of_an_option_is_answered_with_the_option(words, advice):
+    key, _, name = words[-1].partition("=")
+    group = advice.lstrip("+").partition("@")[0].partition("=")[0]
+    assert problems(*words) == (f"{key}: {name} is an option of {group}; choose it with {advice}",)
+    loader = open_loader(CONF)
+    assert check_composed(loader, compose(loader, "train", [*words[:-1], advice])) is not None

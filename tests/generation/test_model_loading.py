@@ -87,7 +87,7 @@ def test_hardware_is_resolved_and_its_threads_are_used():
         assert torch.get_num_threads() == threads + 1
     finally:
         torch.set_num_threads(threads)
-    with pytest.raises(ConfigError, match=r"hardware: hardware\.precision=fp16 needs a GPU"):
+    with pytest.raises(ConfigError, match=r"hardware\.precision=fp16 needs a GPU"):
         use_hardware(replace(hardware, precision="fp16"))
 
 

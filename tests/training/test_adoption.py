@@ -52,6 +52,16 @@ def test_finetunes_are_compared_with_the_options_of_their_base(train, tmp_path):
     assert shown == [*gemma, ("gpt2", "32", "none")]
 
 
+def test_target_of_an_adapter_that_the_family_lacks_is_refused(train, text):
+    base = train(
+        "base", "model=gpt_neox", "size=nano", "size.dim=32", "size.context_length=16", "tokenizer=byte"
+    )
+    words = [*STEPS, f"data.path={text}", "weights=run", f"weights.path={base}", "adapter=lora"]
+    done = forked.run(["train", *words, "adapter.targets=[query,gate]", "name=other"])
+    assert done.returncode == 2
+    assert done.stderr.startswith("adapter.targets: gate matches no frozen matrix; there are ")
+
+
 def test_unrecorded_options_of_weights_are_unknown(tmp_path):
     """A job that has not started, a run of an earlier version, or a run from a published folder."""
     choices = {"weights": "run", "model": "gpt", "model/norm": "rms", "size": "mini"}

@@ -345,7 +345,7 @@ def test_a_prompt_that_cannot_be_encoded_is_refused_before_training(composed, tm
 
 
 def test_missing_hardware_is_reported_in_one_line(composed, tmp_path):
-    with pytest.raises(ConfigError, match=r"hardware: .*fp16 needs a GPU"):
+    with pytest.raises(ConfigError, match=r"^hardware\.precision=fp16 needs a GPU"):
         run_command(composed("hardware.precision=fp16"), tmp_path / "run")
 
 

@@ -42,7 +42,7 @@ class Plan(TrainingConfig):
         """
         planned = forecast(self, self.gpu)
         cost = require_known(planned.cost)
-        with config_errors_at("hardware"):
+        with config_errors_at("hardware", Hardware):
             hardware = planned.on(planned.strategy)
         require_division(planned.config, hardware)
         print_tables(*plan_summary(planned, cost, self.mfu))

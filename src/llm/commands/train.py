@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from llm import distributed
 from llm.config.build import config_errors_at
+from llm.hardware import Hardware
 from llm.launch import ranks
 from llm.runs import Run
 from llm.training.lifecycle import train
@@ -29,6 +30,6 @@ class Train(TrainingConfig):
             require_division(self.tree, hardware)
             sys.exit(ranks.launch_ranks(self.composed, hardware))
         with ranks.report_failure():
-            with config_errors_at("hardware"):
+            with config_errors_at("hardware", Hardware):
                 hardware = self.hardware.resolve()
             return train(self, hardware)

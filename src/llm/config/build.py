@@ -56,8 +56,12 @@ def build(node: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def config_errors_at(key: str) -> Iterator[None]:
+def config_errors_at(key: str, target: Callable[..., Any] | None = None) -> Iterator[None]:
     """Turn an error about the user's values into a ConfigError about `key`.
+
+    Args:
+        key: the key.
+        target: what its node makes, if a message that begins with one of its parameters is about that key.
 
     Raises:
         ConfigError: the body raised a ValueError or a FileNotFoundError.
@@ -65,7 +69,8 @@ def config_errors_at(key: str) -> Iterator[None]:
     try:
         yield
     except MISTAKES as error:
-        raise ConfigError(f"{key}: {_one_line(error)}") from error
+        targets = {} if target is None else {key: target}
+        raise ConfigError(_problem_line(key, targets, error)) from error
 
 
 def authorize(plain: Any, key: str, trust: Sequence[str]) -> dict[str, Callable[..., Any]]:

@@ -53,7 +53,22 @@ def about_options(lines: Sequence[str], point: Composed, loader: Loader) -> list
         others = " or ".join(_other_functions(point.config, parent, without=name))
         remedy = f"leave it out{', or use ' if others else ''}{others}"
         kept.append(f"{group}={option}: {_owner(key, point)} has no {name}; {remedy}")
-    return _about_targets(kept, typed)
+    return _about_targets(_about_names(kept, point, loader), typed)
+
+
+def _about_names(lines: Sequence[str], point: Composed, loader: Loader) -> list[str]:
+    """Return the problems, with one line for each key that is set to the name of an option, such as `model.norm=layer`."""
+    kept = [*lines]
+    for word in point.own:
+        key, _, name = word.lstrip("+").partition("=")
+        section, _, last = key.rpartition(".")
+        group = f"{section.partition('.')[0]}/{last}"
+        is_name = section and name in loader.get_group_options(group)
+        if is_name and any(line.startswith(f"{key}: ") for line in kept):
+            chosen = f"{group}={name}" if "." not in section else f"+{group}@{key}={name}"
+            kept = [line for line in kept if f": {name!r} is not a" not in line]  # also of references to it
+            kept.append(f"{key}: {name} is an option of {group}; choose it with {chosen}")
+    return kept
 
 
 def _about_targets(lines: Sequence[str], typed: Collection[str]) -> list[str]:

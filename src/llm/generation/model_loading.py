@@ -29,7 +29,7 @@ def use_hardware(hardware: Hardware) -> Hardware:
     Raises:
         ConfigError: this machine does not have this hardware.
     """
-    with config_errors_at("hardware"):
+    with config_errors_at("hardware", Hardware):
         hardware = hardware.resolve()
     if hardware.threads:
         torch.set_num_threads(hardware.threads)

@@ -85,7 +85,7 @@ def place_hardware(hardware: Hardware, config: DictConfig) -> Hardware:
     Raises:
         ConfigError: the devices are not available, or the batches cannot be divided evenly among them.
     """
-    with config_errors_at("hardware"):
+    with config_errors_at("hardware", Hardware):
         placed = hardware.place()
     require_even_shares(config, placed)
     return placed

@@ -8,6 +8,7 @@ from rich.table import Table
 from llm.config.build import config_errors_at
 from llm.config.errors import collecting, raise_all
 from llm.config.overrides import differing_words, key_of
+from llm.hardware import Hardware
 from llm.planning.matching import BOUNDS, Matched, remaining_differences
 from llm.terminal.tables import new_table, note_line, print_tables
 from llm.training.forecast import BOUND, MFU, Forecast, forecast
@@ -24,7 +25,7 @@ def show_dry_run(points: Sequence[TrainingConfig]) -> None:
     """
     estimates = [forecast(point) for point in points]
     for each in estimates:
-        with config_errors_at("hardware"):
+        with config_errors_at("hardware", Hardware):
             if each.hardware.strategy is not None:
                 each.hardware.strategy.require()
             hardware = each.on(each.strategy)

@@ -150,7 +150,7 @@ def forecast(run: TrainingConfig, gpu: str | None = None) -> Forecast:
         ConfigError: the GPU is not known, or this machine lacks the requested hardware.
     """
     hardware = run.hardware
-    with config_errors_at("hardware"):
+    with config_errors_at("hardware", Hardware):
         device = present_device(hardware) if gpu is None else named_device(gpu, hardware)
     devices = hardware.devices
     if devices == "auto":

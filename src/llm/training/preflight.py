@@ -123,7 +123,7 @@ def require_division(config: DictConfig, hardware: Hardware, task: Task | None =
     strategy = hardware.strategy
     if strategy is None:
         return
-    with config_errors_at("hardware"):
+    with config_errors_at("hardware", Hardware):
         strategy.check(hardware)
     require_even_shares(config, hardware)
     task = task or outline(config)
@@ -138,6 +138,8 @@ def outline(config: DictConfig) -> Task:
         ConfigError: a node cannot be built.
     """
     task: Task = build_on_meta(config, "task")
-    with torch.device("meta"), config_errors_at("adapter"):
-        initialize(task.model, None, adapter=build(config.adapter))
+    adapter = build(config.adapter)
+    target = None if adapter is None else type(adapter)
+    with torch.device("meta"), config_errors_at("adapter", target):
+        initialize(task.model, None, adapter=adapter)
     return task

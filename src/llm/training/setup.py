@@ -88,7 +88,7 @@ def make_task(
     if deferred.outline is not None:
         require_memory(deferred.outline, config.model.vocab_size)
     task: Task = deferred.build()
-    with config_errors_at("adapter"):
+    with config_errors_at("adapter", None if adapter is None else type(adapter)):
         initialize(task.model, weights, adapter=adapter)
     task.is_pretrained = weights is not None
     task.is_adapted = adapter is not None and task.is_pretrained

@@ -76,6 +76,11 @@ ACROSS = [
         "model.pattern=5*local: give a list of the kinds in layers, such as [local,full]",
     ),
     (
+        "train model=llama +model.pattern=[local,full]",
+        "model.pattern=[local,full]: there are no kinds of layers; choose some with model/layers=local_global, or "
+        "define them in layers",
+    ),
+    (
         "train model=mistral size=nano model.mask.size=0",
         "model.mask.size=0: a window has at least one position, the query's own; give 1 or more",
     ),

@@ -38,10 +38,13 @@ def flops(value: float | None) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    """Format a relative difference: +0.02 %; no difference is 0 %."""
+    """Format a relative difference: +0.02 %, +1,600 %; no difference is 0 %."""
     if fraction is None:
         return UNKNOWN
-    return "0 %" if fraction == 0 else f"{100 * fraction:+.2g} %"
+    value = 100 * fraction
+    if abs(value) >= 99.5:  # with two digits it would be 1e+02
+        return f"{value:+,.0f} %"
+    return "0 %" if fraction == 0 else f"{value:+.2g} %"
 
 
 def _scaled(value: float | None, units: Units) -> str:

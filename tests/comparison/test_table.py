@@ -417,7 +417,7 @@ def test_many_settings_share_a_column_in_a_narrow_terminal(tmp_path):
     """Otherwise they push the metrics out of the terminal."""
     keys = [f"model.part_{letter}.setting" for letter in "abcdefgh"]
     for number in range(2):
-        settings = {key: f"value_{number}" for key in keys}
+        settings = dict.fromkeys(keys, f"value_{number}")
         make(tmp_path / f"run{number}", [4.0 + number], settings=settings)
     table = compare([Run(path) for path in tmp_path.iterdir()])
 

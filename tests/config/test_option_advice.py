@@ -36,7 +36,12 @@ def test_a_key_that_the_user_typed_keeps_its_own_line():
     ("model", "section", "function", "left"),
     [
         ("mamba2", "recurrence", "state_space_duality.recurrent_state_space", ["chunk_size"]),
-        ("gated_deltanet", "recurrence", "gated_delta_rule.recurrent_gated_delta_rule", ["chunk_size"]),
+        (
+            "gated_deltanet",
+            "recurrence",
+            "gated_delta_rule.recurrent_gated_delta_rule",
+            ["chunk_size"],
+        ),
         ("gpt", "kernel", "attention.naive_attention", []),
     ],
 )

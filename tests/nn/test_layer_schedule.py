@@ -35,7 +35,9 @@ def test_pattern_longer_than_the_stack_has_shorter_runs(num_layers, pattern, exp
 
 
 def test_stack_needs_a_layer_of_each_kind():
-    with pytest.raises(ValueError, match="needs 2 layers or more, and num_layers=1; use more layers"):
+    with pytest.raises(
+        ValueError, match="needs 2 layers or more, and num_layers=1; use more layers"
+    ):
         layer_schedule(1, layers=KINDS, pattern=["5*local", "full"])
 
 

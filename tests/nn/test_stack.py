@@ -70,7 +70,7 @@ def test_stack_without_kinds_is_uniform_and_kinds_without_a_pattern_alternate():
     assert Stack(DIM, 3, layer=BASE).schedule == ["all"] * 3
     kinds = {"a": Layer(), "b": Layer()}
     assert Stack(DIM, 3, layer=BASE, layers=kinds).schedule == ["a", "b", "a"]
-    with pytest.raises(ValueError, match="a is not in layers; there are none"):
+    with pytest.raises(ValueError, match="there are no kinds of layers"):
         Stack(DIM, 3, layer=BASE, pattern=["a"])
 
 

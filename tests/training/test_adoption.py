@@ -31,7 +31,12 @@ def train(text, tmp_path, monkeypatch):
 
 def test_finetunes_are_compared_with_the_options_of_their_base(train, tmp_path):
     base = train(
-        "base", "model=gemma2", "size=nano", "size.dim=32", "size.context_length=16", "tokenizer=byte"
+        "base",
+        "model=gemma2",
+        "size=nano",
+        "size.dim=32",
+        "size.context_length=16",
+        "tokenizer=byte",
     )
     lora = train("lora", "weights=run", f"weights.path={base}", "adapter=lora")
     further = train("further", "weights=run", f"weights.path={lora}")
@@ -54,7 +59,12 @@ def test_finetunes_are_compared_with_the_options_of_their_base(train, tmp_path):
 
 def test_target_of_an_adapter_that_the_family_lacks_is_refused(train, text):
     base = train(
-        "base", "model=gpt_neox", "size=nano", "size.dim=32", "size.context_length=16", "tokenizer=byte"
+        "base",
+        "model=gpt_neox",
+        "size=nano",
+        "size.dim=32",
+        "size.context_length=16",
+        "tokenizer=byte",
     )
     words = [*STEPS, f"data.path={text}", "weights=run", f"weights.path={base}", "adapter=lora"]
     done = forked.run(["train", *words, "adapter.targets=[query,gate]", "name=other"])

@@ -242,6 +242,17 @@ def test_changed_width_of_the_model_is_reported(loader, capsys):
     )
 
 
+def test_experts_shrunk_by_matching_are_reported_with_the_measure_that_counts_active_ones(
+    loader, capsys
+):
+    words = ["model=llama,qwen3_moe", "size=nano", "tokenizer=byte", "name=moe"]
+    points = checked_points(loader, "train", [*words, "match=parameters"], is_sweep=True)
+    dry_run.show_matched(points, match([point.composed.config for point in points], "parameters"))
+    output = capsys.readouterr().out
+    assert "match=active_parameters" in output
+    assert dry_run.labels(points) == ["model=llama", "model=qwen3_moe"], "without names"
+
+
 def test_run_from_weights_has_their_size(loader, tmp_path):
     [base] = checked_points(loader, "train", ["model=llama", "size=nano"])
     base.tree.model.vocab_size = 300

@@ -111,7 +111,7 @@ class Prefix(Adapter):
             )
         if other := next((b for b in body.blocks if not isinstance(b.attention, Attention)), None):
             raise ValueError(
-                f"adapter=prefix extends layers of class Attention, and one is {type(other.attention).__name__}; "
+                f"a prefix extends layers of class Attention, and one is {type(other.attention).__name__}; "
                 "choose adapter=last_block, or adapter=none to train all weights"
             )
         if any(isinstance(module, PrefixKernel) for module in body.modules()):

@@ -57,7 +57,7 @@ def about_options(lines: Sequence[str], point: Composed, loader: Loader) -> list
 
 
 def _about_names(lines: Sequence[str], point: Composed, loader: Loader) -> list[str]:
-    """Return the problems, with one line for each key that is set to the name of an option, such as `model.norm=layer`."""
+    """Return the problems, with one line for each key set to the name of an option, such as `model.norm=layer`."""
     kept = [*lines]
     for word in point.own:
         key, _, name = word.lstrip("+").partition("=")
@@ -66,7 +66,9 @@ def _about_names(lines: Sequence[str], point: Composed, loader: Loader) -> list[
         is_name = section and name in loader.get_group_options(group)
         if is_name and any(line.startswith(f"{key}: ") for line in kept):
             chosen = f"{group}={name}" if "." not in section else f"+{group}@{key}={name}"
-            kept = [line for line in kept if f": {name!r} is not a" not in line]  # also of references to it
+            kept = [
+                line for line in kept if f": {name!r} is not a" not in line
+            ]  # also of references to it
             kept.append(f"{key}: {name} is an option of {group}; choose it with {chosen}")
     return kept
 
@@ -74,7 +76,9 @@ def _about_names(lines: Sequence[str], point: Composed, loader: Loader) -> list[
 def _about_targets(lines: Sequence[str], typed: Collection[str]) -> list[str]:
     """Return the problems, with one line for each typed `_target_` that lacks arguments of the one it replaces."""
     kept = [*lines]
-    for section in sorted(key.removesuffix("._target_") for key in typed if key.endswith("._target_")):
+    for section in sorted(
+        key.removesuffix("._target_") for key in typed if key.endswith("._target_")
+    ):
         unknown = re.compile(rf"{re.escape(section)}\.(\w+): no such key; ")
         found = {line: each[1] for line in kept if (each := unknown.match(line))}
         found = {line: name for line, name in found.items() if f"{section}.{name}" not in typed}

@@ -79,6 +79,11 @@ def layer_schedule(
         )
     names = [name for entry in pattern for name in _repeated(entry)]
     shown = f"pattern=[{','.join(pattern)}]"
+    if not layers:
+        raise ValueError(
+            f"{shown}: there are no kinds of layers; choose some with model/layers=local_global, or define them in "
+            "layers"
+        )
     for name in names:
         if name not in layers:
             raise ValueError(f"{shown}: {name} is not in layers; {suggestion(name, layers)}")
@@ -86,7 +91,11 @@ def layer_schedule(
         raise ValueError(f"{shown}: leaves out layers.{unused[0]}; add it, or delete that kind")
     names = _shortened(names, num_layers)
     if len(names) > num_layers:
-        once = f"a shorter pattern, such as [{','.join(layers)}], or " if len(layers) <= num_layers else ""
+        once = (
+            f"a shorter pattern, such as [{','.join(layers)}], or "
+            if len(layers) <= num_layers
+            else ""
+        )
         raise ValueError(
             f"{shown}: needs {len(names)} layers or more, and num_layers={num_layers}; use {once}more layers"
         )

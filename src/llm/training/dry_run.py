@@ -78,15 +78,23 @@ def matching_notes(matched: Sequence[Matched]) -> Iterator[str]:
             f"{low:g} or more than {high:g} times as wide, so the width of the whole model was changed, which also "
             "changes the FLOPs"
         )
+        if any(made.cost.active_parameters != made.cost.parameters for made in matched):
+            yield (
+                "a token uses some of the experts only: match=active_parameters compares the parameters that it uses"
+            )
 
 
 def labels(points: Sequence[TrainingConfig]) -> list[str]:
-    """Return the overrides that differ between the points; all overrides of a single point."""
-    ours = [point.composed.own for point in points]
+    """Return the overrides that differ between the points; all overrides of a single point.
+
+    Names of runs, which a sweep makes of the other overrides, are left out.
+    """
+    ours = [
+        [word for word in point.composed.own if not word.startswith(("dry_run=", "name="))]
+        for point in points
+    ]
     if len(points) == 1:
-        return [
-            " ".join(word for word in ours[0] if not word.startswith("dry_run=")) or "as configured"
-        ]
+        return [" ".join(ours[0]) or "as configured"]
     return [" ".join(words) for words in differing_words(ours)]
 
 

@@ -74,7 +74,7 @@ def untrained_tokens(task: Task, data: DataModule) -> list[str]:
 
 
 def describe_model(task: Task) -> str:
-    """Return the class of the model, its numbers of parameters and trained parameters, and its layers if they differ."""
+    """Return the class of a model, its numbers of parameters and trained ones, and its layers if they differ."""
     model = task.model
     name = type(model).__name__
     body = getattr(model, "body", None)

@@ -10,6 +10,9 @@ from llm.gpus import find_gpu
 
 Precision = Literal["auto", "bf16", "fp16", 32]
 
+# Longest time of one matrix product, in seconds; sizes that would take longer are not measured.
+MAX_SECONDS = 0.1
+
 
 def faster_precision(accelerator: str) -> Precision:
     """Return the precision that `auto` selects.
@@ -32,16 +35,22 @@ def matmul_rate(dtype: torch.dtype) -> float:
 
 
 @cache
-def _matmul_rate(dtype: torch.dtype, threads: int, *, size: int = 1024, repeats: int = 5) -> float:
-    left, right = torch.ones(2, size, size, dtype=dtype).unbind()
-    best = float("inf")
-    # The first product is slower: it also allocates memory and selects a kernel.
-    torch.mm(left, right)
-    for _ in range(repeats):
-        start = time.perf_counter()
+def _matmul_rate(dtype: torch.dtype, threads: int, *, repeats: int = 5) -> float:
+    seconds = rate = 0.0
+    # A larger product has a higher rate, but one of size 1024 takes seconds where the type is emulated.
+    for size in (128, 256, 512, 1024):
+        if 8 * seconds > MAX_SECONDS:
+            break
+        left, right = torch.ones(2, size, size, dtype=dtype).unbind()
+        # The first product is slower: it also allocates memory and selects a kernel.
         torch.mm(left, right)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        seconds = float("inf")
+        for _ in range(repeats):
+            start = time.perf_counter()
+            torch.mm(left, right)
+            seconds = min(seconds, time.perf_counter() - start)
+        rate = max(rate, 2 * size**3 / seconds)
+    return rate
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, *, devices: int) -> float | None:

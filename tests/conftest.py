@@ -83,13 +83,25 @@ def compose_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any
 
 
 def composed_model(overrides: Sequence[str]) -> Any:
-    from hydra import compose, initialize_config_module
+    """Compose a model as Hydra does, but without Hydra's own section, which took two thirds of the time."""
+    from hydra import initialize_config_module
+    from hydra._internal.defaults_list import create_defaults_list
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
 
     given = {override.split("=")[0] for override in overrides}
     defaults = [o for o in ("model=gpt2", "size=nano") if o.split("=")[0] not in given]
     groups = [f"+{o}" if o.split("=")[0] in ("model", "size") else o for o in overrides]
+    words = [*(f"+{o}" for o in defaults), *groups]
     with initialize_config_module(config_module="llm.conf", version_base="1.3"):
-        return compose(overrides=[*(f"+{o}" for o in defaults), *groups]).model
+        loader: Any = GlobalHydra.instance().config_loader()
+        parsed, repo = loader._parse_overrides_and_create_caching_repo(None, words)
+        parsed = [override for override in parsed if not override.is_hydra_override()]
+        found = create_defaults_list(repo, None, parsed, prepend_hydra=False, skip_missing=False)
+        config = loader._compose_config_from_defaults_list(found.defaults, repo)
+    OmegaConf.set_struct(config, True)
+    loader._apply_overrides_to_config(found.config_overrides, config)
+    return config.model
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from llm.generation.prefix_cache import PrefixCache
 from llm.nn.attention import Attention
 from llm.nn.kv_cache import Cache, LayerCache, WindowCache
 from llm.nn.masks import causal, sliding_window
@@ -112,6 +113,22 @@ def test_a_cache_is_cut_back_as_far_as_all_its_layers_can_be():
     assert growing.keys[0, 0, :4, 0].tolist() == [0, 1, 2, 3]
     keys, _ = ring.append(numbered(4, 6), numbered(4, 6))
     assert keys[0, 0, :, 0].tolist() == [2, 3, 4, 5]
+
+
+def test_a_ring_for_a_short_text_grows_up_to_its_window(build):
+    """As in a chat, whose first turn is shorter than the window and whose later turns continue its cache."""
+    model = build("model=mistral", "model.mask.size=6").double().eval()
+    tokens = torch.arange(12)[None]
+    memory, cache = PrefixCache(), model.new_cache(1, capacity=3)
+    model(tokens[:, :3], cache=cache)
+    memory.keep(range(3), cache)
+    longer = memory.recall(range(12), capacity=12)
+    assert [layer.keys.shape[2] for layer in longer.layers] == [6, 6]
+    parts = [
+        model(part, cache=longer) for part in tokens[:, longer.length :].split([4, 1, 1, 3], 1)
+    ]
+    expected = model(tokens)[:, 12 - sum(part.shape[1] for part in parts) :]
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=1e-10)
 
 
 def test_a_layer_that_cannot_forget_says_so():

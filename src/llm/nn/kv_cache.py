@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,6 +55,13 @@ class KeysAndValues(LayerState):
         """Keep some rows of the batch, in the given order."""
         self.keys, self.values = self.keys[rows], self.values[rows]
 
+    def _add_columns(self, more: int) -> None:
+        """Add empty columns after the others; a number below 1 changes nothing."""
+        if more > 0:
+            pad = (0, 0, 0, more)  # columns are the second last axis
+            self.keys = torch.nn.functional.pad(self.keys, pad)
+            self.values = torch.nn.functional.pad(self.values, pad)
+
 
 class LayerCache(KeysAndValues):
     """Keys and values of all tokens; the first `length` of `capacity` columns are filled."""
@@ -91,22 +99,27 @@ class LayerCache(KeysAndValues):
 
     def enlarge(self, capacity: int) -> None:
         """Make room for `capacity` tokens in all."""
-        more = capacity - self.capacity
-        if more > 0:
-            pad = (0, 0, 0, more)  # columns are the second last axis
-            self.keys = torch.nn.functional.pad(self.keys, pad)
-            self.values = torch.nn.functional.pad(self.values, pad)
+        self._add_columns(capacity - self.capacity)
 
 
 class WindowCache(KeysAndValues):
     """Keys and values of the last tokens in a ring buffer, for a layer whose mask is a sliding window.
 
     The token at index i of the text is in column i modulo the number of columns, so a new token replaces the one
-    that has just left the window.
+    that has just left the window. A text that is shorter than the window needs fewer columns.
+
+    Args:
+        shape: that of the keys, (B, K, columns, D).
+        window: number of keys that a query attends to, its own included; None means the number of columns.
+        others: the other arguments of `KeysAndValues`.
     """
 
     is_bounded = True
     _written = 0  # the largest length so far: a replaced column is lost, also if tokens are forgotten again
+
+    def __init__(self, shape: Shape, *, window: int | None = None, **others: Any) -> None:
+        super().__init__(shape, **others)
+        self.window = shape[2] if window is None else window
 
     def append(
         self, keys: Float[Tensor, "B K T D"], values: Float[Tensor, "B K T V"]
@@ -139,6 +152,11 @@ class WindowCache(KeysAndValues):
         column = torch.arange(min(end, size), device=device)
         return end - 1 - (end - 1 - column) % size
 
+    def enlarge(self, capacity: int) -> None:
+        """Make room for `capacity` tokens in all, or for those of the window."""
+        # Fewer columns than the window were made for fewer tokens, so no column was replaced yet.
+        self._add_columns(min(capacity, self.window) - self.keys.shape[2])
+
     def can_rewind(self, count: int) -> bool:
         """Return whether the columns before the last `count` tokens are still there."""
         # The newest token has replaced a column that only tokens before the last one need.
@@ -165,7 +183,7 @@ def new_kv_cache(
     if not isinstance(mask, SlidingWindow):
         return LayerCache(shape, **made)
     batch, heads, capacity, width = shape
-    return WindowCache((batch, heads, min(capacity, mask.size), width), **made)
+    return WindowCache((batch, heads, min(capacity, mask.size), width), window=mask.size, **made)
 
 
 class Cache:

@@ -143,9 +143,6 @@ OWNERS = {
     ),
     "tokenizers/huggingface.py": "tokenizers/test_base.py::test_round_trip",
     # The phases of a run: tested in runs.
-    "training/adoption.py": (
-        "training/test_finetuning.py::test_finetune_starts_from_a_merged_adapter"
-    ),
     "training/config_rules.py": (
         "config/test_ranges.py::test_a_project_has_a_name_that_is_neither_empty_nor_too_long"
     ),

@@ -152,3 +152,15 @@ def test_state_cannot_forget_tokens():
     assert (state.length, state.nbytes) == (3, 8)
     with pytest.raises(ValueError, match="count=2: RecurrentState cannot forget tokens"):
         state.rewind(2)
+
+
+@pytest.mark.parametrize("kind", [GatedDeltaNet, Mamba2, LSTM, GRU])
+def test_dropout_sets_outputs_to_zero_in_training_only(kind, x):
+    heads = {} if kind in (LSTM, GRU) else {"num_heads": 2}
+    mixer = kind(DIM, **heads, dropout=0.5).double()
+    whole = mixer.eval()(x)
+    assert (whole == 0).sum() == 0
+    dropped = mixer.train()(x)
+    is_kept = dropped != 0
+    assert 0.2 < is_kept.double().mean() < 0.8
+    assert_same(dropped[is_kept], 2 * whole[is_kept])

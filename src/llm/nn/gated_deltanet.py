@@ -30,6 +30,7 @@ class GatedDeltaNet(MemoryMixer):
         value_head_dim: width V of a value; None means D.
         kernel_size: tokens that the convolution reads.
         eps: added to the mean square in the norm of the output.
+        dropout: probability for the output.
         recurrence: the function that computes the rule: `recurrent_gated_delta_rule` or an equivalent.
 
     Raises:
@@ -47,6 +48,7 @@ class GatedDeltaNet(MemoryMixer):
         value_head_dim: int | None = None,
         kernel_size: int = 4,
         eps: float = 1e-6,
+        dropout: float = 0.0,
         recurrence: Callable[..., tuple[Tensor, Tensor]] = chunked_gated_delta_rule,
     ) -> None:
         super().__init__()
@@ -57,6 +59,7 @@ class GatedDeltaNet(MemoryMixer):
         self.value_head_dim = value_head_dim or self.head_dim
         require_recurrence(recurrence, definition=recurrent_gated_delta_rule)
         self.recurrence = recurrence
+        self.dropout = nn.Dropout(dropout)
 
         keys, values = self.num_key_heads * self.head_dim, num_heads * self.value_head_dim
         # One matrix for three projections, as in attention. Its rows: K query heads, K key heads, H value heads.
@@ -113,7 +116,8 @@ class GatedDeltaNet(MemoryMixer):
         # Each head is normalized, since the scale of a memory depends on its decay, and gated by the token.
         gate = self.gate(x).unflatten(-1, (-1, self.value_head_dim))
         heads = self.norm(heads.to(gate.dtype)) * F.silu(gate)
-        return self.output(heads.flatten(2))  # (B, T, H, V) -> (B, T, H · V) -> (B, T, C)
+        # (B, T, H, V) -> (B, T, H · V) -> (B, T, C)
+        return self.dropout(self.output(heads.flatten(2)))
 
     def mixing_flops(self, keys: int) -> int:
         """Return the operations of training for one token: 18 for each entry of the memories.

@@ -36,6 +36,7 @@ class Mamba2(MemoryMixer):
         min_step: least step Δ at initialization.
         max_step: largest step Δ at initialization.
         eps: added to the mean square in the norm of the output.
+        dropout: probability for the output.
         recurrence: the function that computes the heads: `recurrent_state_space` or an equivalent.
 
     Raises:
@@ -56,6 +57,7 @@ class Mamba2(MemoryMixer):
         min_step: float = 0.001,
         max_step: float = 0.1,
         eps: float = 1e-5,
+        dropout: float = 0.0,
         recurrence: Callable[..., tuple[Tensor, Tensor]] = chunked_state_space,
     ) -> None:
         super().__init__()
@@ -66,6 +68,7 @@ class Mamba2(MemoryMixer):
         self.steps = (min_step, max_step)
         require_recurrence(recurrence, definition=recurrent_state_space)
         self.recurrence = recurrence
+        self.dropout = nn.Dropout(dropout)
 
         mixed = width + 2 * num_groups * state_dim  # x, b and c
         # One matrix for three projections. Its rows: the gate, then x, b and c, then the step of each head.
@@ -136,7 +139,7 @@ class Mamba2(MemoryMixer):
             cache.advance(x.shape[1], history=history, memory=memory)
         # A connection around the state, one number per head: (B, T, H, P) * (H, 1)
         heads = (heads + inputs * self.D[:, None]).flatten(2).to(gate.dtype)
-        return self.output(self.norm(heads * F.silu(gate)))
+        return self.dropout(self.output(self.norm(heads * F.silu(gate))))
 
     def mixing_flops(self, keys: int) -> int:
         """Return the operations of training for one token: 12 for each entry of the states.

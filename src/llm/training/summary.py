@@ -13,6 +13,7 @@ from llm.optim.muon import Muon
 from llm.runs import Run, display_path
 from llm.tasks.base import Task
 from llm.training.advice import advise_budget
+from llm.training.idle_options import idle_options
 from llm.training.prepared_run import PreparedRun
 
 
@@ -44,6 +45,8 @@ def run_notes(prepared: PreparedRun, run: Run) -> Iterator[str]:
             f"{', '.join(untrained)}: new tokens with random embedding rows, which the adapter does not train; "
             "choose a data/template whose tokens the weights have, or adapter=none"
         )
+    config = prepared.config
+    yield from idle_options(config.tree, task.model, config.composed.own)
     if task.is_adapted and getattr(task.make_optimizer, "func", None) is Muon:
         yield "Muon orthogonalizes the two factors of an adapter separately: use optimizer=adamw for adapters"
     for each in run.record.get("segments") or ():

@@ -163,8 +163,8 @@ def test_unsuitable_strategies_are_noted_with_the_reason(planned, capsys):
     words = ["hardware=ddp", "hardware.devices=3", "hardware.precision=fp16", "gpu=h100"]
     run_command(planned(*SMALL, *words, "data.batch_size=6", "trainer.max_steps=1"))
     notes = capsys.readouterr().out
-    assert "· fsdp: precision=fp16: sharded weights" in notes
-    assert "· pipeline: precision=fp16: " in notes
+    assert "· fsdp: hardware.precision=fp16: sharded weights" in notes
+    assert "· pipeline: hardware.precision=fp16: " in notes
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,11 @@ VARIANTS = {
         *("model=mamba2", "model.attention.recurrence.chunk_size=5"),
         *("model.attention.num_groups=2", "model.attention.state_dim=16"),
     ],
+    "llama-mamba2-and-attention": [
+        *("model=llama", "model/layers=mamba2", "model.pattern=[mamba2,attention]"),
+        "model.layers.mamba2.attention.state_dim=16",
+        "model.layers.mamba2.attention.recurrence.chunk_size=5",
+    ],
     "mamba2-feed-forward": [
         "model=mamba2",
         "model/feed_forward=swiglu",

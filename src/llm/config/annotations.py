@@ -209,7 +209,7 @@ def _takes(slot: Any, made: Any) -> bool:
 
 def _bare(hint: Any) -> Any:
     """Return the class of an annotation without its parameters; for a jaxtyping array, the array's class."""
-    hint = get_origin(hint) or hint
+    hint = type(None) if hint is None else get_origin(hint) or hint
     return getattr(hint, "array_type", hint)
 
 

@@ -22,7 +22,7 @@ class Block(nn.Module):
     Args:
         dim: width C of the model.
         attention: makes the attention layer for a width, or a recurrence in its place.
-        feed_forward: makes the feed-forward layer for a width; None leaves it out.
+        feed_forward: makes the feed-forward layer for a width, or returns None; None leaves it out.
         norm: makes a norm for a width, one for each sublayer.
         residual: adds a sublayer to the residual stream, such as `pre_norm`.
         position: position encoding of this block's attention; None takes the model's.
@@ -37,7 +37,7 @@ class Block(nn.Module):
         dim: int,
         *,
         attention: Callable[[int], TokenMixer],
-        feed_forward: Callable[[int], nn.Module] | None,
+        feed_forward: Callable[[int], nn.Module | None] | None,
         norm: Callable[[int], nn.Module],
         residual: Residual,
         position: Position | None = None,
@@ -46,8 +46,9 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = norm(dim)
         self.attention = attention(dim)
-        self.feed_forward_norm: Any = norm(dim) if feed_forward is not None else None
-        self.feed_forward: Any = feed_forward(dim) if feed_forward is not None else None
+        made = feed_forward(dim) if feed_forward is not None else None
+        self.feed_forward_norm: Any = norm(dim) if made is not None else None
+        self.feed_forward: Any = made
         self.residual = residual
         self.position = position
         self.mask = mask

@@ -79,3 +79,11 @@ class GatedFeedForward(nn.Module):
         """Return the layer's output for each position of `x`."""
         # The gate, a function of x, decides how much of each hidden unit passes.
         return self.dropout(self.output(self.activation(self.gate(x)) * self.input(x)))
+
+
+def no_feed_forward(dim: int) -> None:
+    """Leave the feed-forward layer out of a kind of layers, where None stands for the layer of the model.
+
+    Args:
+        dim: width C of the model.
+    """

@@ -31,7 +31,7 @@ class Layer:
 
     Attributes:
         attention: makes the attention layer for a width, or a recurrence in its place.
-        feed_forward: makes the feed-forward layer for a width.
+        feed_forward: makes the feed-forward layer for a width; `no_feed_forward` leaves it out.
         norm: makes a norm for a width.
         residual: adds a sublayer to the residual stream.
         block: arranges these parts, such as `Block`.
@@ -43,7 +43,7 @@ class Layer:
     """
 
     attention: Callable[[int], TokenMixer] | None = None
-    feed_forward: Callable[[int], nn.Module] | None = None
+    feed_forward: Callable[[int], nn.Module | None] | None = None
     norm: Callable[[int], nn.Module] | None = None
     residual: Residual | None = None
     block: Callable[..., Block] | None = None

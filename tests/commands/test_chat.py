@@ -32,10 +32,15 @@ CONTEXT = 2048
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
     """A run whose model always generates the letter a and never the end."""
-    run = Run(tmp_path_factory.mktemp("chatting"))
-    words = ["size=nano", f"size.context_length={CONTEXT}", "model.vocab_size=257"]
+    return constant_run(tmp_path_factory.mktemp("chatting"), f"size.context_length={CONTEXT}")
+
+
+def constant_run(folder: Path, *words: str) -> Run:
+    """Make a run whose model always generates the letter a and never the end."""
+    run = Run(folder)
+    words = ("size=nano", "model.vocab_size=257", "model.tie_weights=false", *words)
     with initialize_config_module("llm.conf", version_base="1.3"):
-        config = compose("train", [*words, "model.tie_weights=false"])
+        config = compose("train", [*words])
     OmegaConf.save(config, run.config, resolve=True)
     ByteTokenizer().save(run.tokenizer)
     model = build(config.model)
@@ -73,6 +78,25 @@ def test_pipe_contains_only_responses(run, tmp_path):
     ]
     (row,) = json.loads(saved.read_text("utf-8"))
     assert row["messages"][0] == {"role": "user", "content": "Grüße"}
+
+
+DROPPED = "the conversation is longer than the context of 64 tokens: from now on its oldest turns are left out\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "notes"),
+    [
+        (["model=lstm"], ""),
+        (["model=mamba2"], ""),
+        (["model=mistral", "model.mask.size=8"], ""),
+        (["model=gpt2", "model/mask=sliding_window", "model.mask.size=8"], DROPPED),
+        (["model=llama"], DROPPED),
+    ],
+)
+def test_model_with_a_bounded_state_reads_all_turns(words, notes, tmp_path):
+    run = constant_run(tmp_path, "size.context_length=64", *words)
+    done = talk(run, "one\ntwo\nthree\nfour\n", "template=plain", "max_tokens=20")
+    assert (done.stdout, done.stderr) == (4 * f"{20 * 'a'}\n", notes)
 
 
 @pytest.mark.filterwarnings("ignore:.*are in the training part too")  # on purpose

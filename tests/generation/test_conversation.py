@@ -105,7 +105,10 @@ def test_reset_keeps_only_the_system_message(conversation):
     assert talk.prompt("Hello") == fresh
 
 
-@pytest.mark.parametrize("room", [0, -1, 400])
-def test_room_that_is_not_positive_or_is_the_whole_context_is_refused(conversation, room):
-    with pytest.raises(ValueError, match=f"room={room}: a response needs 1 token or more"):
+@pytest.mark.parametrize(
+    ("room", "needs"),
+    [(0, "1 token or more"), (-1, "1 token or more"), (400, "fewer tokens than the context's 400")],
+)
+def test_room_that_is_not_positive_or_is_the_whole_context_is_refused(conversation, room, needs):
+    with pytest.raises(ValueError, match=f"room={room}: a response needs {needs}"):
         conversation(context_length=400, room=room)

@@ -12,6 +12,7 @@ from llm.config.texts import one_or_several
 from llm.data.examples.template import ChatTemplate, stored_template
 from llm.generation.chat_session import ChatSession
 from llm.generation.conversation import Conversation
+from llm.generation.decoding import longest_text
 from llm.generation.generation_settings import GenerationSettings
 from llm.generation.model_loading import (
     autocast,
@@ -57,10 +58,9 @@ class Chat(Command):
         require_tokens(template, tokenizer)
         model: Any = load_language_model(weights, hardware)
         with config_errors_at("max_tokens"):
-            room = min(self.max_tokens, model.context_length // 2)
-            conversation = Conversation(
-                template, tokenizer, context_length=model.context_length, room=room
-            )
+            longest = longest_text(model)
+            room = min(self.max_tokens, longest // 2)
+            conversation = Conversation(template, tokenizer, context_length=longest, room=room)
         conversation.system = self.system
         # A response also ends where the model starts the next turn.
         with config_errors_at("template"):
@@ -69,7 +69,7 @@ class Chat(Command):
         memory = PrefixCache()
 
         def respond(prompt: Sequence[int], seed: int) -> Iterator[str]:
-            most = min(self.max_tokens, model.context_length - len(prompt))
+            most = min(self.max_tokens, longest - len(prompt))
             settings = GenerationSettings(
                 max_tokens=most, sampler=self.sampler, seed=seed, end_tokens=ends, stops=stops
             )

@@ -21,7 +21,7 @@ class Conversation:
     Args:
         template: converts messages to tokens, as in the training of the model.
         tokenizer: the tokenizer of the model.
-        context_length: context length of the model, in tokens.
+        context_length: number of tokens that the model reads of a text.
         room: number of tokens of the context that a prompt leaves for the response.
 
     Attributes:
@@ -36,10 +36,11 @@ class Conversation:
     def __init__(
         self, template: ChatTemplate, tokenizer: Tokenizer, *, context_length: int, room: int
     ) -> None:
-        if not 0 < room < context_length:
+        if room < 1:
+            raise ValueError(f"room={room}: a response needs 1 token or more")
+        if room >= context_length:
             raise ValueError(
-                f"room={room}: a response needs 1 token or more, and fewer than the context's "
-                f"{context_length}"
+                f"room={room}: a response needs fewer tokens than the context's {context_length}"
             )
         self.template = template
         self.tokenizer = tokenizer

@@ -41,6 +41,11 @@ def generate(
     return texts
 
 
+def longest_text(model: Any) -> int:
+    """Return the number of tokens that a model reads of one text: any number, if its state does not grow with it."""
+    return sys.maxsize if getattr(model, "has_bounded_state", False) else model.context_length
+
+
 def window_start(length: int, context_length: int) -> int:
     """Return the start of the window that a model reads of a text of `length` tokens.
 
@@ -100,9 +105,7 @@ class Decoding(Iterator[dict[int, int]]):
         self.use_cache = use_cache
         self.memory = memory if len(prompts) == 1 else None
         self._model: Any = model
-        # A state of fixed size has room for any text, and its window never moves.
-        is_bounded = getattr(model, "has_bounded_state", False)
-        self._longest: int = sys.maxsize if is_bounded else self._model.context_length
+        self._longest = longest_text(model)
         # inference_mode is faster than no_grad but does not support DTensors.
         is_shared = any(is_dtensor(parameter) for parameter in model.parameters())
         self._without_gradients = torch.no_grad if is_shared else torch.inference_mode

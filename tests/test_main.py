@@ -170,6 +170,40 @@ ACROSS = [
         "more layers, or an attention without this part",
     ),
     (
+        "train model=lstm model/layers=local_global size=nano",
+        "model.layers: local has a mask, and LSTM reads its tokens in order, without a mask; leave it out, or use "
+        "model/layers=uniform",
+    ),
+    (
+        "train model=lstm model/layers=nope size=nano",
+        "model.layers: nope has a position, and LSTM reads its tokens in order, without a position; leave it out, "
+        "or use model/layers=uniform",
+    ),
+    (
+        "train model=bert model/layers=nope",
+        "model/layers=nope: model=bert has no model/layers; leave it out",
+    ),
+    (
+        "train -m model=bert,gpt2 model/layers=nope",
+        "model=bert | model/layers=nope: model=bert has no model/layers; leave it out",
+    ),
+    (
+        "train data=text data/template=chatml",
+        "data/template=chatml: data=text has no data/template; leave it out",
+    ),
+    (
+        "train experiment=instruct data/template=alpaca optimizer.lrr=2",
+        "optimizer.lrr: no such key; did you mean optimizer.lr?",
+    ),
+    *(
+        (
+            f"train model=mamba2 model/residual={residual} size=nano",
+            f"model.block.feed_forward: {block} arranges two sublayers; choose a feed-forward layer, or "
+            "model/residual=pre_norm",
+        )
+        for residual, block in (("parallel", "ParallelBlock"), ("sandwich_norm", "SandwichBlock"))
+    ),
+    (
         "train model=mamba2 model/mask=sliding_window size=nano",
         "model.mask: no layer of this model uses it; leave it out",
     ),

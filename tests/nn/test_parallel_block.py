@@ -37,5 +37,5 @@ def test_a_residual_that_norms_the_output_is_refused():
 
 
 def test_block_without_a_feed_forward_layer_is_refused():
-    with pytest.raises(ValueError, match=r"feed_forward: ParallelBlock .* residual=pre_norm"):
+    with pytest.raises(ValueError, match=r"feed_forward: ParallelBlock .* model/residual=pre_norm"):
         make(feed_forward=None)

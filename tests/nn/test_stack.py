@@ -77,8 +77,8 @@ def test_stack_without_kinds_is_uniform_and_kinds_without_a_pattern_alternate():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"mask": sliding_window(2)}, "mask: LSTM reads its tokens in order, without a mask"),
-        ({"position": ROTARY}, "position: LSTM reads its tokens in order, without a position"),
+        ({"mask": sliding_window(2)}, "layers: a has a mask, and LSTM reads its tokens in order"),
+        ({"position": ROTARY}, "layers: a has a position, and LSTM reads its tokens in order"),
     ],
 )
 def test_mask_or_position_of_a_recurrence_is_refused(parts, message):

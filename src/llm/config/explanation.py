@@ -68,6 +68,7 @@ def wrong_overrides(
         elif not override.is_hydra_override():
             keys[word] = override
     lines += _unused_groups(loader, name, choices)
+    lines += _groups_of_other_presets(loader, name, choices)
     keys = {word: each for word, each in keys.items() if not key_of(word).startswith(sections)}
     wrong_keys = dict(_wrong_keys(loader, name, choices, keys, groups))
     error = WrongOverridesError(*dict.fromkeys([*lines, *wrong_keys.values()]))
@@ -126,13 +127,30 @@ def _unused_groups(loader: Loader, name: str, choices: Sequence[str]) -> Iterato
             yield f"{word}: the option of {deleted} is {chosen[deleted]}; use {group} to delete it"
         if word.startswith("+") and chosen.get(added := group.lstrip("+")) is not None:
             yield f"{word}: {added} has an option already; use {added}={option} to replace it"
-        if word.startswith(("+", "~")) or "@" in group or group in chosen:
+        outer = group.partition("/")[0]
+        if word.startswith(("+", "~")) or "@" in group or chosen.keys() & {group, outer}:
             continue
         node = config.get(group)
         if isinstance(node, DictConfig):
             yield f"{word}: this command has keys of {group}, but not its options; {_keys_for(loader, word, node)}"
         else:
             yield f"{word}: this command does not use {group}; leave it out"
+
+
+def _groups_of_other_presets(loader: Loader, name: str, choices: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each option of a group inside another, such as `model/layers`, that the chosen preset lacks."""
+    inner = [word for word in choices if "/" in word.partition("=")[0] and word[0] not in "+~"]
+    outer = [word for word in choices if word not in inner]
+    try:
+        mode = RunMode.MULTIRUN if any("," in word for word in outer) else RunMode.RUN
+        chosen = loader.load_configuration(name, outer, run_mode=mode).hydra.runtime.choices
+    except HYDRA_ERRORS:
+        return
+    for word in inner:
+        group = word.partition("=")[0]
+        preset = group.partition("/")[0]
+        if "@" not in group and group not in chosen and preset in chosen:
+            yield f"{word}: {preset}={chosen[preset]} has no {group}; leave it out"
 
 
 def _keys_for(loader: Loader, word: str, node: DictConfig) -> str:

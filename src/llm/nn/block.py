@@ -27,9 +27,6 @@ class Block(nn.Module):
         residual: adds a sublayer to the residual stream, such as `pre_norm`.
         position: position encoding of this block's attention; None takes the model's.
         mask: mask of this block's attention; None takes the model's.
-
-    Raises:
-        ValueError: a position or a mask is given for a recurrence.
     """
 
     def __init__(
@@ -52,11 +49,6 @@ class Block(nn.Module):
         self.residual = residual
         self.position = position
         self.mask = mask
-        for name, part in {"position": position, "mask": mask}.items():
-            if part is not None and not self.attention.attends:
-                raise ValueError(
-                    f"{name}: {type(self.attention).__name__} reads its tokens in order, without a {name}; leave it out"
-                )
 
     def prepare(
         self, x: Float[Tensor, "B T C"], context: Context, *, cache: LayerState | None
@@ -122,7 +114,7 @@ class Block(nn.Module):
         if self.feed_forward is None:
             raise ValueError(
                 f"feed_forward: {type(self).__name__} arranges two sublayers; choose a feed-forward layer, or "
-                "residual=pre_norm"
+                "model/residual=pre_norm"
             )
 
     def new_cache(

@@ -32,8 +32,9 @@ class Stack(nn.ModuleList):
         offers: the names of what later blocks read of each block.
 
     Raises:
-        ValueError: the pattern and the kinds do not fit each other, a layer has no earlier one to read, or
-            none has one although the layers add what an earlier one computes.
+        ValueError: the pattern and the kinds do not fit each other, a kind gives a position or a mask to a
+            recurrence, a layer has no earlier one to read, or none has one although the layers add what an
+            earlier one computes.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Stack(nn.ModuleList):
             num_layers, layers=kinds, pattern=[*kinds] if pattern is None else pattern
         )
         blocks = [_block(dim, kinds[name]) for name in self.schedule]
+        for name, block in zip(self.schedule, blocks, strict=True):
+            _require_used(name, block)
         wanted = {name for block in blocks for name in block.attention.reads}
         self.links = [self._connected(index, blocks) for index in range(num_layers)]
         self.offers = [self._offers(index) for index in range(num_layers)]
@@ -97,6 +100,16 @@ def _block(dim: int, kind: Layer) -> Block:
     parts = _parts(kind)
     make = parts.pop("block") or Block
     return make(dim, **parts)
+
+
+def _require_used(kind: str, block: Block) -> None:
+    """Refuse a position or a mask that a kind of layers gives to a recurrence."""
+    for name, part in {"position": block.position, "mask": block.mask}.items():
+        if part is not None and not block.attention.attends:
+            raise ValueError(
+                f"layers: {kind} has a {name}, and {type(block.attention).__name__} reads its tokens in order, "
+                f"without a {name}; leave it out, or use model/layers=uniform"
+            )
 
 
 def _completed(kind: Layer, layer: Layer) -> Layer:

@@ -114,7 +114,10 @@ def test_feed_forward_width_that_the_model_does_not_use_is_unchanged(composed, m
         ("parameters", ["", "tokenizer=char data=text data.path=x"], "choose a tokenizer"),
     ],
 )
-def test_impossible_matching_is_refused_in_one_line(by, words, message, composed):
+def test_impossible_matching_is_refused_in_one_line(
+    by, words, message, composed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # empty: the size of the data is not known
     with pytest.raises(ConfigError, match=message) as refusal:
         match([composed(f"size=nano {each}") for each in words], by)
     assert "\n" not in str(refusal.value)

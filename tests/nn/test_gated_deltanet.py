@@ -5,10 +5,11 @@ from functools import partial
 import pytest
 import torch
 from float64_mode import Float64
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3NextConfig
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
-from llm.nn.gated_delta_rule import chunked_gated_delta_rule
+from llm.nn.gated_delta_rule import chunked_gated_delta_rule, recurrent_gated_delta_rule
 from llm.nn.gated_deltanet import GatedDeltaNet, unit_length
 
 DIM, KEYS, VALUES, HEADS, KEY_HEADS = 24, 3, 5, 4, 2
@@ -109,3 +110,30 @@ def test_heads_that_do_not_fit_are_refused():
         GatedDeltaNet(12, 5)
     with pytest.raises(ValueError, match="num_key_heads=2 does not divide num_heads=3"):
         GatedDeltaNet(12, 3, num_key_heads=2)
+
+
+def by_products(query, key, value, *, log_decay, beta, state, starts=None):
+    """Compute the rule token by token, with each product as one of matrices, which torch counts."""
+    outputs = []
+    for t in range(query.shape[1]):
+        state = state * log_decay[:, t, :, None, None].exp()
+        stored = (key[:, t, :, None] @ state).squeeze(2)
+        change = beta[:, t, :, None] * (value[:, t] - stored)
+        state = state + key[:, t, :, :, None] @ change[:, :, None]
+        outputs.append((query[:, t, :, None] @ state).squeeze(2))
+    return torch.stack(outputs, dim=1), state
+
+
+def test_mixing_flops_equal_those_counted_by_torch(ours):
+    shapes = (2, 6, HEADS, KEYS), (2, 6, HEADS, KEYS), (2, 6, HEADS, VALUES)
+    query, key, value = (torch.randn(shape, requires_grad=True) for shape in shapes)
+    others = {
+        "log_decay": -torch.rand(2, 6, HEADS),
+        "beta": torch.rand(2, 6, HEADS),
+        "state": torch.randn(2, HEADS, KEYS, VALUES, requires_grad=True),
+    }
+    with FlopCounterMode(display=False) as counter:
+        found = by_products(query, key, value, **others)
+        (found[0].sum() + found[1].sum()).backward()
+    torch.testing.assert_close(found, recurrent_gated_delta_rule(query, key, value, **others))
+    assert ours.mixing_flops(keys=64) == counter.get_total_flops() / 12

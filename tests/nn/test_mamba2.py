@@ -5,11 +5,12 @@ from functools import partial
 import pytest
 import torch
 from float64_mode import Float64
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from llm.nn.mamba2 import Mamba2
-from llm.nn.state_space_duality import chunked_state_space
+from llm.nn.state_space_duality import chunked_state_space, recurrent_state_space
 
 DIM, HEADS, STATE = 12, 4, 5
 
@@ -89,3 +90,27 @@ def test_heads_that_do_not_fit_are_refused():
         Mamba2(12, 5)
     with pytest.raises(ValueError, match="num_groups=3 does not divide num_heads=4"):
         Mamba2(12, 4, num_groups=3)
+
+
+def by_products(x, *, log_decay, b, c, state, starts=None):
+    """Compute the recurrence token by token, with each product as one of matrices, which torch counts."""
+    outputs = []
+    for t in range(x.shape[1]):
+        state = state * log_decay[:, t, :, None, None].exp() + b[:, t, ..., None] @ x[:, t, :, None]
+        outputs.append((c[:, t, :, None] @ state).squeeze(2))
+    return torch.stack(outputs, dim=1), state
+
+
+def test_mixing_flops_equal_those_counted_by_torch():
+    layer = Mamba2(DIM, HEADS, state_dim=STATE)
+    x, b, c = (
+        torch.randn(2, 6, HEADS, size, requires_grad=True)
+        for size in (2 * DIM // HEADS, STATE, STATE)
+    )
+    state = torch.randn(2, *layer.memory_shape, requires_grad=True)
+    others = {"log_decay": -torch.rand(2, 6, HEADS), "b": b, "c": c, "state": state}
+    with FlopCounterMode(display=False) as counter:
+        found = by_products(x, **others)
+        (found[0].sum() + found[1].sum()).backward()
+    torch.testing.assert_close(found, recurrent_state_space(x, **others))
+    assert layer.mixing_flops(keys=64) == counter.get_total_flops() / 12

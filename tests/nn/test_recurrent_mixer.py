@@ -164,3 +164,26 @@ def test_dropout_sets_outputs_to_zero_in_training_only(kind, x):
     is_kept = dropped != 0
     assert 0.2 < is_kept.double().mean() < 0.8
     assert_same(dropped[is_kept], 2 * whole[is_kept])
+
+
+@pytest.mark.parametrize("name", [name for name in MIXERS if name.startswith(("gated", "mamba2"))])
+def test_memory_is_computed_in_float32_under_autocast(name):
+    torch.manual_seed(0)
+    layer = MIXERS[name](DIM)
+    recurrence, inputs = layer.recurrence, []
+
+    def recorded(*args, **kwargs):
+        inputs.append((args, kwargs))
+        return recurrence(*args, **kwargs)
+
+    layer.recurrence = recorded
+    cache = layer.new_cache(2, 200, dtype=None, mask=causal)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(2, 200, DIM), cache=cache)
+    ((args, kwargs),) = inputs
+    with torch.no_grad():
+        _, expected = recurrence(*args, **kwargs)
+    assert expected.dtype == torch.float32
+    # One rounding to bfloat16 has a relative error of up to 2⁻⁹ = 0.002.
+    difference = (cache.parts["memory"] - expected).norm() / expected.norm()
+    assert difference < 1e-6

@@ -13,6 +13,7 @@ from small_runs import run_command
 
 from llm.config.build import build as build_node
 from llm.runs import Run
+from llm.tasks.base import Task
 from llm.tasks.expert_balancing import ExpertBalancing
 from llm.weights.run import RunWeights
 
@@ -262,14 +263,26 @@ def test_classification_balances_the_loads_too(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*fields that are not used")
-def test_an_adapter_leaves_the_biases_as_they_are(train, examples):
+@pytest.mark.parametrize("adapter", ["lora", "lora adapter.targets=[router]", "last_block"])
+def test_an_adapter_leaves_the_biases_as_they_are(train, examples, monkeypatch, adapter):
+    models = []
+    original = Task.optimizer_step
+    monkeypatch.setattr(
+        Task,
+        "optimizer_step",
+        lambda task, *given: (original(task, *given), models.append(task.model)),
+    )
     words = ("task=sft", *TASKS["sft"], f"data.path={examples}", "trainer.max_steps=1")
     words = (*words, "trainer.val_every=1", "trainer.log_every=1")
     base = train("base", *words, *MOE, *LOSS_FREE)
-    run = train("run", *words, "weights=run", f"weights.path={base.path}", "adapter=lora")
-    found, before = RunWeights(str(run.path)).model(), weights(base)
-    for name, bias in found.named_buffers():
-        if name.endswith("selection_bias"):
+    adapted = f"adapter={adapter}".split()
+    run = train("run", *words, "weights=run", f"weights.path={base.path}", *adapted)
+    before = weights(base)
+    # The checkpoint has no biases: if the run changed its own, the model that it evaluated would not be the saved one.
+    for model in (models[-1], RunWeights(str(run.path)).model()):
+        biases = [each for each in model.named_buffers() if each[0].endswith("selection_bias")]
+        assert len(biases) == 2
+        for name, bias in biases:
             assert torch.equal(bias, before[f"model.{name}"])
             assert bias.any()
 

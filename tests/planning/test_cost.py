@@ -112,7 +112,8 @@ def test_flops_of_a_partly_trained_model_are_unknown(composed):
     assert counted.tokens > 0
 
 
-def test_classifier_has_two_classes_until_the_data_are_read(composed):
+def test_classifier_has_two_classes_until_the_data_are_read(composed, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM_CACHE", str(tmp_path))  # empty: the data are not read
     counted = cost(composed("model=gpt2 size=nano experiment=spam"))
     body = cost(composed("model=gpt2 size=nano"))
     assert counted.parameters == body.parameters + 2 * 64 + 2

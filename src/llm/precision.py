@@ -29,6 +29,15 @@ def faster_precision(accelerator: str) -> Precision:
     return "bf16" if ratio >= 1.5 else 32
 
 
+@cache
+def cpu_computes_bfloat16() -> bool:
+    """Return whether the CPU multiplies bfloat16 matrices by instructions of its own.
+
+    With AVX2 only, as on most laptops, they are emulated, and take twenty times as long as in float32.
+    """
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def matmul_rate(dtype: torch.dtype) -> float:
     """Return the highest rate of several CPU matrix products, in FLOP/s; measured once for each number of threads."""
     return _matmul_rate(dtype, torch.get_num_threads())

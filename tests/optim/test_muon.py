@@ -72,6 +72,16 @@ def test_newton_schulz_keeps_zeros_and_treats_each_matrix_alone():
     torch.testing.assert_close(turned[2:], alone)
 
 
+@pytest.mark.parametrize("is_native", [True, False])
+def test_a_cpu_that_emulates_bfloat16_computes_the_products_in_float32(monkeypatch, is_native):
+    monkeypatch.setattr("llm.optim.muon.cpu_computes_bfloat16", lambda: is_native)
+    matrices = torch.randn(2, 16, 24, generator=torch.Generator().manual_seed(0))
+    turned = newton_schulz(matrices)
+    assert turned.dtype == torch.bfloat16
+    precise = newton_schulz(matrices, dtype=torch.float32).bfloat16()
+    assert torch.equal(turned, precise) == (not is_native)
+
+
 def test_equals_torchs_muon_on_matrices_and_torchs_adamw_on_the_rest():
     ours, theirs = Tiny(), Tiny()
     start = copy.deepcopy(ours)

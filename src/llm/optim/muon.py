@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from llm.dtensor import from_local, local_slices, to_full, to_local
+from llm.precision import cpu_computes_bfloat16
 
 # The quintic p(x) = a x + b x³ + c x⁵ has a maximal slope at 0. It keeps singular values between about 0.7 and
 # 1.2 instead of converging to 1, which trains as well.
@@ -40,14 +41,16 @@ def newton_schulz(
     Args:
         matrices: a stack of matrices.
         steps: number of steps; five are enough for singular values down to a thousandth of the largest.
-        dtype: the precision of the products. bfloat16 is enough, and fastest on most machines.
+        dtype: the precision of the products. bfloat16 is enough, and fastest on most machines. A CPU that emulates it
+            computes the products in float32 instead.
 
     Returns:
         The orthogonalized matrices, in `dtype`. A matrix of zeros stays zero.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.to(dtype)
+    is_emulated = dtype == torch.bfloat16 and matrices.is_cpu and not cpu_computes_bfloat16()
+    x = matrices.to(torch.float32 if is_emulated else dtype)
     x = x.mT if tall else x  # so that A is the smaller of the two Gram matrices
     # The Frobenius norm bounds the largest singular value, and the quintic needs that within 1.
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
@@ -55,7 +58,7 @@ def newton_schulz(
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(dtype)
 
 
 class Muon(Optimizer):

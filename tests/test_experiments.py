@@ -23,6 +23,7 @@ def run(tmp_path_factory, shared_data):
         "LLM_CACHE": str(folder / "cache"),
         "TIKTOKEN_CACHE_DIR": str(shared_data / "tiktoken"),
         "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",  # a table has a column of each setting
     }
     (folder / "cache").mkdir()
     for file in shared_data.iterdir():

@@ -190,7 +190,7 @@ def test_weights_drawn_by_rejection_are_measured(words, composed):
 SETTINGS = [
     "model=llama size=micro model.vocab_size=30000 optimizer=adamw",
     "model=gpt2 size=micro size.context_length=1024 model.vocab_size=257 model/kernel=naive optimizer=sgd",
-    "model=gpt size=micro size.dim=192 size.num_layers=12 model.vocab_size=16000 optimizer=muon",
+    "model=gpt size=micro size.dim=384 model.vocab_size=9000 optimizer=muon",
     "model=gpt2 size=micro size.num_layers=4 model.vocab_size=40000 optimizer=adamw"
     " hardware.activation_checkpointing=true",
 ]

@@ -129,7 +129,7 @@ class Mamba2(MemoryMixer):
             step = step * attention_mask[..., None]
         heads, memory = self._recur(
             inputs * step[..., None],
-            log_decay=-self.A_log.exp().to(memory.dtype) * step,
+            log_decay=-self.A_log.exp() * step,
             b=b,
             c=c,
             memory=memory,

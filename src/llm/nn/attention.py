@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from llm.nn.context import Context
-from llm.nn.heads import group_size, head_width
+from llm.nn.heads import group_size, head_width, score_width
 from llm.nn.kv_cache import KeysAndValues, new_kv_cache
 from llm.nn.layer_state import LayerState
 from llm.nn.local_attention import local_attention
@@ -154,6 +154,8 @@ class HeadMixer(TokenMixer):
 
     Attributes:
         kernel: the function that computes attention.
+        head_dim: width D of a head.
+        score_dim: number whose square root divides the scores.
         dropout: the dropout of attention weights and of the output.
         sinks: adds a score to each head's softmax; None for none.
         output_gate: a gate on the output of the heads; None for none.
@@ -161,6 +163,8 @@ class HeadMixer(TokenMixer):
     """
 
     kernel: Kernel
+    head_dim: int
+    score_dim: float
     dropout: nn.Dropout
     sinks: nn.Module | None
     output_gate: nn.Module | None
@@ -183,6 +187,8 @@ class HeadMixer(TokenMixer):
         if self.sinks is not None:
             attend = partial(self.sinks, kernel=self.kernel)
         dropout = self.dropout.p if self.training else 0.0
+        if self.score_dim != self.head_dim:  # the kernel divides by √D
+            query = query * math.sqrt(self.head_dim / self.score_dim)
         heads = attend(query, key, value, mask=mask, causal=causal, window=window, dropout=dropout)
         # (B, H, T, D) -> (B, T, H, D) -> (B, T, H · D)
         heads = heads.transpose(1, 2).flatten(2)
@@ -227,6 +233,8 @@ class Attention(HeadMixer):
         num_heads: number H of query heads.
         num_kv_heads: number K of key and value heads, a divisor of H; None means H.
         head_dim: width D of a head; None means `dim / num_heads`.
+        score_dim: the scores are divided by its square root; None means D. Gemma 3 with 27 billion parameters has 168
+            for heads of 128 columns.
         bias: whether the output projection has a bias.
         qkv_bias: whether the query, key and value projections have biases.
         dropout: probability for attention weights and for the output.
@@ -251,6 +259,7 @@ class Attention(HeadMixer):
         *,
         num_kv_heads: int | None = None,
         head_dim: int | None = None,
+        score_dim: float | None = None,
         bias: bool = True,
         qkv_bias: bool = True,
         dropout: float = 0.0,
@@ -266,6 +275,7 @@ class Attention(HeadMixer):
         self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         group_size(self.num_heads, self.num_kv_heads)
         self.head_dim = head_width(dim, num_heads, head_dim=head_dim)
+        self.score_dim = score_width(score_dim, head_dim=self.head_dim)
         self.kernel = fitting(
             kernel, width=self.head_dim, dropout=dropout, has_sinks=sinks is not None
         )

@@ -31,6 +31,19 @@ def group_size(num_heads: int, num_kv_heads: int, *, name: str = "num_kv_heads")
     return num_heads // num_kv_heads
 
 
+def score_width(score_dim: float | None, *, head_dim: int) -> float:
+    """Return the number whose square root divides the scores: `score_dim` if it is given, otherwise `head_dim`.
+
+    Raises:
+        ValueError: it is not positive.
+    """
+    if score_dim is None:
+        return head_dim
+    if score_dim <= 0:
+        raise ValueError(f"score_dim={score_dim}: must be positive; leave it out for head_dim")
+    return score_dim
+
+
 def _choices(number: int) -> str:
     divisors = [str(n) for n in range(1, number + 1) if number % n == 0]
     return f"choose a divisor of {number}, such as {', '.join(divisors[:4])}"

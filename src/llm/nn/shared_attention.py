@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm.nn.attention import KEYS_AND_VALUES, Attention, HeadMixer, Kernel, fused_attention
-from llm.nn.heads import group_size, head_width
+from llm.nn.heads import group_size, head_width, score_width
 from llm.nn.kv_cache import KeysAndValues, new_kv_cache
 from llm.nn.masking_kernel import Mask, fitting
 from llm.nn.masks import Predicate, is_same_mask
@@ -32,6 +32,7 @@ class SharedKVAttention(HeadMixer):
         dim: width C of the model.
         num_heads: number H of query heads.
         head_dim: width D of a head, that of the earlier layer; None means `dim / num_heads`.
+        score_dim: the scores are divided by its square root; None means D.
         bias: whether the output projection has a bias.
         query_bias: whether the query projection has a bias.
         dropout: probability for attention weights and for the output.
@@ -51,6 +52,7 @@ class SharedKVAttention(HeadMixer):
         num_heads: int,
         *,
         head_dim: int | None = None,
+        score_dim: float | None = None,
         bias: bool = True,
         query_bias: bool = True,
         dropout: float = 0.0,
@@ -63,6 +65,7 @@ class SharedKVAttention(HeadMixer):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_width(dim, num_heads, head_dim=head_dim)
+        self.score_dim = score_width(score_dim, head_dim=self.head_dim)
         self.kernel = fitting(
             kernel, width=self.head_dim, dropout=dropout, has_sinks=sinks is not None
         )

@@ -1,16 +1,17 @@
 """BERT's weights (Devlin et al. 2019), as Hugging Face publishes them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm.config.build import config_errors_at
 from llm.tokenizers.base import Tokenizer
 from llm.tokenizers.wordpiece import read_wordpiece
-from llm.weights.huggingface import HuggingFaceWeights, Settings, positive, supported
+from llm.weights.huggingface import Architecture, HuggingFaceWeights, Settings, positive, supported
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
+from llm.weights.model_parts import NoCounterpartError
 
 SIZES = {
     "size.num_layers": "num_hidden_layers",
@@ -94,25 +95,48 @@ class BERTWeights(HuggingFaceWeights):
     """
 
     model_type: ClassVar[str] = "bert"
-    expected: ClassVar[Mapping[str, Any]] = {
-        "position_embedding_type": "absolute",
-        "is_decoder": False,
-        "add_cross_attention": False,
+    title: ClassVar[str] = "BERT"
+    sizes: ClassVar[Mapping[str, str]] = SIZES
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "tie_word_embeddings": True,
     }
-
-    def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
-        """Return BERT's architecture with the activation of config.json."""
-        feed_forward, activation = supported(settings, "hidden_act", ACTIVATIONS, default="gelu")
-        return ["+model=bert", "+size=124m", f"model/feed_forward={feed_forward}"], {
-            **positive(settings, SIZES),
-            "model.activation._target_": f"llm.nn.activations.{activation}",
-            "model.norm.eps": settings.get("layer_norm_eps", 1e-12),
-            "model.tie_weights": settings.get("tie_word_embeddings", True),
+    expected: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "position_embedding_type": ["absolute"],
+        "is_decoder": [False],
+        "add_cross_attention": [False],
+    }
+    without_effect: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("initializer_range", "use_cache", "classifier_dropout"),
+            *("hidden_dropout_prob", "attention_probs_dropout_prob"),
         }
+    )
 
-    def key_map(self, settings: Settings) -> KeyMap:
+    @classmethod
+    def architecture(cls, settings: Settings) -> Architecture:
+        """Return BERT's architecture with the activation of config.json."""
+        feed_forward, activation = supported(settings, "hidden_act", ACTIVATIONS, default=None)
+        return Architecture(
+            ["+model=bert", "+size=124m", f"model/feed_forward={feed_forward}"],
+            {
+                **positive(settings, cls.sizes),
+                "model.activation._target_": f"llm.nn.activations.{activation}",
+                "model.norm.eps": settings["layer_norm_eps"],
+                "model.tie_weights": settings["tie_word_embeddings"],
+            },
+        )
+
+    @classmethod
+    def key_map(cls, settings: Settings) -> KeyMap:
         """Return the rules for BERT's tensors."""
         return KEY_MAP
+
+    @classmethod
+    def describe(cls, model: nn.Module) -> Settings:
+        """Refuse every model: an encoder is not exported."""
+        raise NoCounterpartError("model", model)
 
     def tokenizer(self) -> Tokenizer:
         """Return the WordPiece tokenizer of the folder.

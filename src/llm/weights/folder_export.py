@@ -14,15 +14,11 @@ from torch import Tensor, nn
 from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.files import write_json
-from llm.models.gpt import GPT
-from llm.nn.norms import LayerNorm
-from llm.nn.positions import Learned, Rotary
 from llm.tokenizers.base import Tokenizer
-from llm.weights import gpt2, llama
-from llm.weights.compatibility import ModelPart, dtype_of, require
+from llm.weights.families import match_family
 from llm.weights.folder_settings import CONFIG, GENERATION, SETTINGS_FILES, FolderSettings
-from llm.weights.huggingface import DESCRIPTION, SAFETENSORS, Settings
-from llm.weights.key_map import KeyMap
+from llm.weights.huggingface import DESCRIPTION, SAFETENSORS
+from llm.weights.model_parts import dtype_of
 from llm.weights.tokenizer_files import settings_of, write_tokenizer
 
 # Keys of config.json: the program that wrote the folder, and a digest of the model or run.
@@ -40,7 +36,7 @@ def write_folder(
     settings: FolderSettings | None = None,
     origin: str = "",
 ) -> list[Path]:
-    """Write config.json, the weights, the tokenizer and the chat template of a model with GPT-2's or Llama's parts.
+    """Write config.json, the weights, the tokenizer and the chat template of a model with the parts of a published family.
 
     Writes into a temporary folder and then moves the complete files. Replaces an earlier export of the same weights.
 
@@ -60,47 +56,26 @@ def write_folder(
         ConfigError: the library has no counterpart for a part of the model or for the tokenizer, or the folder
             contains something else.
     """
-    if not isinstance(model, GPT):
-        raise ConfigError(
-            f"weights.path: a {type(model).__name__} has no counterpart in Hugging Face's library; "
-            "only decoders such as model=gpt2 and model=llama are exported"
-        )
-    architecture, key_map = describe_export(model)
+    match = match_family(model)
     require_free_folder(folder, overwrite=overwrite, origin=origin)
     if max_shard_gb <= 0:
         raise ConfigError(f"max_shard_gb: {max_shard_gb} is not positive; use a number such as 5")
     settings = settings or settings_of(tokenizer)
-    length = architecture.get("n_positions", model.context_length)
+    length = match.settings.get("n_positions", match.model.context_length)
     mark = {MARK: f"llm {metadata.version('llm-hydra')}", ORIGIN: origin}
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with config_errors_at("weights.path"):
             write_tokenizer(tokenizer, partial, context_length=length, settings=settings)
-        config = {**architecture, **settings.ids, "dtype": dtype_of(model), **mark}
+        config = {**match.settings, **settings.ids, "dtype": dtype_of(model), **mark}
         write_json(partial / CONFIG, config)
         generation = settings.ids if settings.generation is None else settings.generation
         write_json(partial / GENERATION, generation)
-        state = _their_state(model, key_map)
-        _write_weights(state, partial, max_bytes=int(max_shard_gb * 1e9))
+        _write_weights(match.tensors(), partial, max_bytes=int(max_shard_gb * 1e9))
         return _move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def describe_export(model: GPT) -> tuple[Settings, KeyMap]:
-    """Return config.json and the names of the tensors for a model.
-
-    Raises:
-        ConfigError: the model has a part that neither GPT-2 nor Llama has; the error names it.
-    """
-    if isinstance(model.position, Learned):
-        return gpt2.describe_gpt2(model)
-    require(
-        "GPT-2 or Llama",
-        ModelPart("model.position", model.position, isinstance(model.position, Rotary)),
-    )
-    return llama.describe_llama(model)
 
 
 def require_free_folder(folder: Path, *, overwrite: bool = False, origin: str = "") -> None:
@@ -132,19 +107,6 @@ def require_free_folder(folder: Path, *, overwrite: bool = False, origin: str = 
             f"output: {folder} contains the export of another model or run; name another folder, or "
             "replace it with overwrite=true"
         )
-
-
-def _their_state(model: GPT, key_map: KeyMap) -> dict[str, Tensor]:
-    """Return the parameters by Hugging Face's names; biases that GPT-2 has and the model does not have are 0."""
-    state: dict[str, Tensor] = {n: p.detach() for n, p in model.state_dict().items()}
-    if key_map is gpt2.KEY_MAP:
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | LayerNorm) and module is not model.head:
-                state.setdefault(f"{name}.bias", module.weight.new_zeros(len(module.weight)))
-    theirs = key_map.to_theirs(state)
-    if model.head.weight is model.embedding.weight:
-        theirs = {name: tensor for name, tensor in theirs.items() if name not in key_map.shared}
-    return theirs
 
 
 def _write_weights(state: Mapping[str, Tensor], folder: Path, *, max_bytes: int) -> None:

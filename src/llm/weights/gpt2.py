@@ -1,27 +1,30 @@
 """GPT-2's weights (Radford et al. 2019), as published by Hugging Face or by OpenAI."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
+
+from torch import nn
 
 from llm.models.gpt import GPT
 from llm.nn.activations import gelu, gelu_tanh, relu, silu
-from llm.nn.feed_forward import FeedForward
+from llm.nn.attention import Attention
 from llm.nn.norms import LayerNorm
 from llm.nn.positions import Learned
 from llm.tokenizers.base import Tokenizer
 from llm.tokenizers.gpt2 import gpt2_tokenizer
-from llm.weights.compatibility import (
-    ModelPart,
-    decoder_parts,
-    first_block,
-    require,
-    unwrap_partial,
+from llm.weights.huggingface import (
+    Architecture,
+    Folder,
+    HuggingFaceWeights,
+    Settings,
+    positive,
+    supported,
 )
-from llm.weights.huggingface import Folder, HuggingFaceWeights, Settings, positive, supported
 from llm.weights.key_map import KeyMap, Rule, Transposed
+from llm.weights.model_parts import activation_name, hidden_dim_of, part_of
 from llm.weights.openai_checkpoint import OpenAIFolder
 
 SIZES = {
@@ -41,7 +44,7 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-EXPORTED = {gelu_tanh: "gelu_new", gelu: "gelu", relu: "relu", silu: "silu"}
+EXPORTED = {"gelu_new": gelu_tanh, "gelu": gelu, "relu": relu, "silu": silu}
 # Modules of a block: our name, published name.
 _LAYER = {
     "attention_norm": "ln_1",
@@ -79,39 +82,6 @@ KEY_MAP = KeyMap(
 )
 
 
-def describe_gpt2(model: GPT) -> tuple[Settings, KeyMap]:
-    """Return config.json and the names of the tensors for a model with learned positions.
-
-    Raises:
-        ConfigError: the model has a part that GPT-2 does not have; the error names it.
-    """
-    block, attention = first_block(model, family="GPT-2")
-    dim, heads = model.embedding.embedding_dim, attention.num_heads
-    kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
-    require(
-        "GPT-2",
-        *decoder_parts(model, norm=LayerNorm, feed_forward=FeedForward, activations=EXPORTED),
-        ModelPart("model.attention.num_kv_heads", kv_heads, kv_heads == heads),
-        ModelPart("model.attention.head_dim", head_dim, head_dim * heads == dim),
-    )
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": model.vocab_size,
-        "n_positions": cast(Learned, model.position).embedding.num_embeddings,
-        "n_embd": dim,
-        "n_layer": len(model.blocks),
-        "n_head": heads,
-        "n_inner": block.feed_forward.input.out_features,
-        "activation_function": EXPORTED[unwrap_partial(block.feed_forward.activation)],
-        "layer_norm_epsilon": block.attention_norm.eps,
-        "tie_word_embeddings": model.head.weight is model.embedding.weight,
-        "embd_pdrop": model.dropout.p,
-        "attn_pdrop": attention.dropout.p,
-        "resid_pdrop": block.feed_forward.dropout.p,
-    }, KEY_MAP
-
-
 @dataclass(frozen=True)
 class GPT2Weights(HuggingFaceWeights):
     """GPT-2 from a folder or the hub: Hugging Face's files, or OpenAI's original checkpoint.
@@ -120,11 +90,28 @@ class GPT2Weights(HuggingFaceWeights):
     """
 
     model_type: ClassVar[str] = "gpt2"
-    expected: ClassVar[Mapping[str, Any]] = {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
+    title: ClassVar[str] = "GPT-2"
+    sizes: ClassVar[Mapping[str, str]] = SIZES
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "activation_function": "gelu_new",
+        "n_inner": None,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
     }
+    expected: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "scale_attn_weights": [True],
+        "scale_attn_by_inverse_layer_idx": [False],
+        "add_cross_attention": [False],
+    }
+    # Initialization, the precision of attention, and heads of classifiers.
+    without_effect: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("initializer_range", "use_cache", "reorder_and_upcast_attn"),
+            *("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+            *("summary_type", "summary_use_proj", "summary_activation"),
+            *("summary_proj_to_labels", "summary_first_dropout"),
+        }
+    )
 
     @cached_property
     def folder(self) -> Folder:
@@ -132,19 +119,49 @@ class GPT2Weights(HuggingFaceWeights):
         path = Path(self.path)
         return OpenAIFolder(path) if (path / "hparams.json").is_file() else super().folder
 
-    def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
+    @classmethod
+    def architecture(cls, settings: Settings) -> Architecture:
         """Return GPT-2's architecture with the activation of config.json."""
-        activation = supported(settings, "activation_function", ACTIVATIONS, default="gelu_new")
-        return ["+model=gpt2", "+size=124m", f"model/feed_forward={activation}"], {
-            **positive(settings, SIZES),
-            "model.feed_forward.hidden_dim": settings.get("n_inner"),
-            "model.norm.eps": settings.get("layer_norm_epsilon", 1e-5),
-            "model.tie_weights": settings.get("tie_word_embeddings", True),
-        }
+        activation = supported(settings, "activation_function", ACTIVATIONS, default=None)
+        return Architecture(
+            ["+model=gpt2", "+size=124m", f"model/feed_forward={activation}"],
+            {
+                **positive(settings, cls.sizes),
+                "model.feed_forward.hidden_dim": settings["n_inner"],
+                "model.norm.eps": settings["layer_norm_epsilon"],
+                "model.tie_weights": settings["tie_word_embeddings"],
+            },
+        )
 
-    def key_map(self, settings: Settings) -> KeyMap:
+    @classmethod
+    def key_map(cls, settings: Settings) -> KeyMap:
         """Return the rules for GPT-2's tensors."""
         return KEY_MAP
+
+    @classmethod
+    def describe(cls, model: nn.Module) -> Settings:
+        """Return the config.json of the most similar model of this family."""
+        decoder = part_of(model, GPT, key="model")
+        layer: Any = decoder.blocks[0]
+        attention = part_of(decoder.blocks, Attention, key="model.attention", found=layer.attention)
+        norm = part_of(decoder.final_norm, LayerNorm, key="model.norm")
+        position = part_of(decoder, Learned, key="model.position", found=decoder.position)
+        return {
+            "model_type": "gpt2",
+            "architectures": ["GPT2LMHeadModel"],
+            "vocab_size": decoder.vocab_size,
+            "n_positions": position.embedding.num_embeddings,
+            "n_embd": decoder.embedding.embedding_dim,
+            "n_layer": len(decoder.blocks),
+            "n_head": attention.num_heads,
+            "n_inner": hidden_dim_of(layer.feed_forward),
+            "activation_function": activation_name(layer.feed_forward, EXPORTED),
+            "layer_norm_epsilon": norm.eps,
+            "tie_word_embeddings": decoder.head.weight is decoder.embedding.weight,
+            "embd_pdrop": decoder.dropout.p,
+            "attn_pdrop": attention.dropout.p,
+            "resid_pdrop": layer.feed_forward.dropout.p,
+        }
 
     def default_tokenizer(self) -> Tokenizer | None:
         """Return GPT-2's tokenizer if the vocabulary has its size."""

@@ -4,8 +4,8 @@ import copy
 import hashlib
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -17,9 +17,13 @@ from torch import nn
 from llm import network
 from llm.checkpoints.lazy_tensor import LazyTensor, in_safetensors, in_torch_file
 from llm.config.build import config_errors_at
+from llm.config.check import check_nodes
+from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
 from llm.config.loader import CONF, open_loader
 from llm.files import read_object
+from llm.models.size import Size
+from llm.terminal.console import printable
 from llm.tokenizers.base import Tokenizer
 from llm.weights.base import Weights
 from llm.weights.folder_settings import SETTINGS_FILES, FolderSettings, read_settings
@@ -108,6 +112,37 @@ class Folder:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """Overrides of the packaged configuration that describe a model.
+
+    Attributes:
+        options: options of config groups, such as `model/feed_forward=gelu`.
+        values: values by full key.
+    """
+
+    options: Sequence[str] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __or__(self, other: "Architecture") -> "Architecture":
+        """Return the overrides of both; those of `other` have precedence."""
+        return Architecture([*self.options, *other.options], {**self.values, **other.values})
+
+
+# Keys of config.json that all families have and that do not change what a language model computes. The ids of special
+# tokens and the dtype are read as settings of the folder.
+WITHOUT_EFFECT = frozenset(
+    {
+        *("model_type", "architectures", "transformers_version", "dtype", "torch_dtype"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+        *("output_hidden_states", "return_dict", "chunk_size_feed_forward"),
+        *("id2label", "label2id", "problem_type"),
+    }
+)
+# Keys that all families have, and their supported values.
+EXPECTED = {"is_encoder_decoder": [False], "quantization_config": [None], "per_layer_config": [None, {}]}
+
+
+@dataclass(frozen=True)
 class HuggingFaceWeights(Weights):
     """The weights of a published family of models.
 
@@ -117,7 +152,11 @@ class HuggingFaceWeights(Weights):
 
     Attributes:
         model_type: name of the family in config.json.
-        expected: keys of config.json that may be absent, and the only supported value of each.
+        title: name of the family in messages.
+        sizes: keys that must be there, positive integers, by ours.
+        defaults: keys of config.json that are read and may be absent, and their values then.
+        expected: keys with one supported value, and the spellings of it; the first is the default.
+        without_effect: keys that do not change what the model computes, besides `WITHOUT_EFFECT`.
 
     Raises:
         ValueError: the path is neither, or the context length is not positive.
@@ -127,7 +166,11 @@ class HuggingFaceWeights(Weights):
     context_length: int | None = None
 
     model_type: ClassVar[str]
-    expected: ClassVar[Mapping[str, Any]]
+    title: ClassVar[str]
+    sizes: ClassVar[Mapping[str, str]]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    expected: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    without_effect: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         if not Path(self.path).is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.path):
@@ -137,13 +180,32 @@ class HuggingFaceWeights(Weights):
         if self.context_length is not None and self.context_length < 1:
             raise ValueError(f"context_length={self.context_length}: give 1 or more, or null")
 
+    @classmethod
     @abstractmethod
-    def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
-        """Return options of config groups, such as `model/feed_forward=gelu`, and values by full key."""
+    def architecture(cls, settings: Settings) -> Architecture:
+        """Return the architecture of a config.json, whose absent keys have their defaults."""
 
+    @classmethod
     @abstractmethod
-    def key_map(self, settings: Settings) -> KeyMap:
+    def key_map(cls, settings: Settings) -> KeyMap:
         """Return the rules that map the published tensors to ours."""
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, model: nn.Module) -> Settings:
+        """Return the config.json of the most similar model of this family.
+
+        Raises:
+            NoCounterpartError: the family has no part of some class in the model.
+        """
+
+    @classmethod
+    def outline(cls, settings: Settings) -> nn.Module:
+        """Return the model of a config.json without weights, on the device `meta`."""
+        architecture = cls.architecture({**cls.defaults, **settings})
+        config = compose_architecture(architecture.options, architecture.values)
+        parts = check_nodes(config, {"size": Size, "model": Deferred[nn.Module]})
+        return parts["model"].outline
 
     @cached_property
     def folder(self) -> Folder:
@@ -165,9 +227,13 @@ class HuggingFaceWeights(Weights):
                 f"weights.path: {self.path} is a model of type {family}, not {self.model_type}; "
                 "choose weights for that type, or another path"
             )
-        for key, value in self.expected.items():
-            supported(settings, key, {value: value}, default=value)
-        return settings
+        for key, values in {**EXPECTED, **self.expected}.items():
+            if key in settings and settings[key] not in values:
+                raise ConfigError(
+                    f"weights.path: config.json: {key}={printable(str(settings[key]))} is not supported, only "
+                    f"{values[0]}"
+                )
+        return {**self.defaults, **settings}
 
     @property
     def config(self) -> DictConfig:
@@ -176,7 +242,8 @@ class HuggingFaceWeights(Weights):
 
     @cached_property
     def _config(self) -> DictConfig:
-        options, values = self.architecture(self.settings)
+        architecture = self.architecture(self.settings)
+        values = {**architecture.values}
         if self.context_length is not None:
             length = values["size.context_length"]
             if self.context_length > length:
@@ -190,7 +257,7 @@ class HuggingFaceWeights(Weights):
             values["data.template"] = template
         weights = {"_target_": f"{cls.__module__}.{cls.__qualname__}", "path": self.path}
         tokenizer = {"_target_": "llm.weights.base.tokenizer_of", "weights": weights}
-        return compose_architecture(options, {**values, "tokenizer": tokenizer})
+        return compose_architecture(architecture.options, {**values, "tokenizer": tokenizer})
 
     @property
     def published(self) -> FolderSettings | None:

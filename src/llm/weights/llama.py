@@ -1,155 +1,204 @@
-"""Llama's weights (Touvron et al. 2023; Grattafiori et al. 2024), as published by Hugging Face."""
+"""Llama's weights (Touvron et al. 2023; Grattafiori et al. 2024), as published by Hugging Face.
 
-from collections.abc import Mapping
+Most later families name their tensors as Llama does. Their files contain only what differs.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
+
+from torch import nn
 
 from llm.models.gpt import GPT
-from llm.nn.activations import gelu_tanh, silu
-from llm.nn.feed_forward import GatedFeedForward
+from llm.nn.activations import gelu, gelu_tanh, relu, silu
+from llm.nn.attention import Attention
 from llm.nn.norms import RMSNorm
 from llm.nn.positions import Rotary
-from llm.nn.rotary_scaling import Llama3Scaling
-from llm.weights.compatibility import (
-    ModelPart,
-    decoder_parts,
-    first_block,
-    require,
-    unwrap_partial,
-)
-from llm.weights.huggingface import HuggingFaceWeights, Settings, positive, supported
+from llm.weights.huggingface import Architecture, HuggingFaceWeights, Settings, positive, supported
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
+from llm.weights.model_parts import activation_name, hidden_dim_of, part_of
+from llm.weights.rotary_settings import describe_rotary, older_keys, rope_of, rotary_values
 
+# Our keys, and those of config.json.
 SIZES = {
     "size.num_layers": "num_hidden_layers",
     "size.num_heads": "num_attention_heads",
     "size.dim": "hidden_size",
     "size.context_length": "max_position_embeddings",
-    "model.feed_forward.hidden_dim": "intermediate_size",
     "model.vocab_size": "vocab_size",
+    "model.feed_forward.hidden_dim": "intermediate_size",
 }
-# Names of the gate's activation in config.json, and our options.
-ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"}
-EXPORTED = {silu: "silu", gelu_tanh: "gelu_pytorch_tanh"}
-# Settings of Llama 3's scaled rotary embedding: our name, published name.
-SCALING = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "context_length": "original_max_position_embeddings",
+# The gate's activation by its name in config.json.
+ACTIVATIONS: dict[str, Callable[..., Any]] = {
+    "silu": silu,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "gelu": gelu,
+    "relu": relu,
 }
-
-_THEIRS = "model.layers.{}."
-_OURS = "blocks.{}."
-
-
-def key_map(queries_to_keys: int) -> KeyMap:
-    """Return the rules for `queries_to_keys` query heads per key head."""
-    projections = tuple(f"{_THEIRS}self_attn.{part}_proj.weight" for part in "qkv")
-    ours = f"{_OURS}attention.query_key_value.weight"
-    alike = {
-        "embedding": "model.embed_tokens",
-        f"{_OURS}attention_norm": f"{_THEIRS}input_layernorm",
-        f"{_OURS}attention.output": f"{_THEIRS}self_attn.o_proj",
-        f"{_OURS}feed_forward_norm": f"{_THEIRS}post_attention_layernorm",
-        f"{_OURS}feed_forward.gate": f"{_THEIRS}mlp.gate_proj",
-        f"{_OURS}feed_forward.input": f"{_THEIRS}mlp.up_proj",
-        f"{_OURS}feed_forward.output": f"{_THEIRS}mlp.down_proj",
-        "final_norm": "model.norm",
-        "head": "lm_head",
-    }
-    return KeyMap(
-        rules=(
-            QueryKeyValue(ours, projections, queries_to_keys),
-            *(Rule(f"{our}.weight", (f"{their}.weight",)) for our, their in alike.items()),
-        ),
-        shared={"lm_head.weight": "model.embed_tokens.weight"},
-        # The rotary frequencies in old files.
-        ignored=(f"{_THEIRS}self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
-        prefix="model.",  # absent from files without the head
-    )
+THEIRS = "model.layers.{}."
+OURS = "blocks.{}."
+GATED = {
+    "feed_forward.gate": "mlp.gate_proj",
+    "feed_forward.input": "mlp.up_proj",
+    "feed_forward.output": "mlp.down_proj",
+}
+# Norms of the queries and keys of each head.
+QK_NORM = {"attention.query_norm": "self_attn.q_norm", "attention.key_norm": "self_attn.k_norm"}
 
 
-def describe_llama(model: GPT) -> tuple[Settings, KeyMap]:
-    """Return config.json and the names of the tensors for a model with rotary positions.
+def same(names: Mapping[str, str], *kinds: str, ours: str = OURS, theirs: str = THEIRS) -> list[Rule]:
+    """Return the rules for tensors of each layer that are stored in the same way.
 
-    Raises:
-        ConfigError: the model has a part that Llama does not have; the error names it.
+    Args:
+        names: our modules and theirs.
+        kinds: `weight`, `bias` or both.
+        ours: prefix of our names.
+        theirs: prefix of theirs.
     """
-    block, attention = first_block(model, family="Llama")
-    position = cast(Rotary, model.position)
-    scaling = position.scaling
-    biased = [name for name, _ in block.named_parameters() if name.endswith("bias")]
-    require(
-        "Llama",
-        ModelPart("model.position.fraction", position.fraction, position.fraction == 1),
-        ModelPart("model.position.scaling", scaling, isinstance(scaling, Llama3Scaling | None)),
-        *decoder_parts(model, norm=RMSNorm, feed_forward=GatedFeedForward, activations=EXPORTED),
-        ModelPart(f"model.{''.join(biased[:1])}", "a bias", not biased),
-    )
-    rope: Settings = {"rope_type": "default", "rope_theta": position.theta}
-    if scaling is not None:
-        scaled = {theirs: getattr(scaling, ours) for ours, theirs in SCALING.items()}
-        rope |= {"rope_type": "llama3", **scaled}
-    return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.embedding.embedding_dim,
-        "intermediate_size": block.feed_forward.input.out_features,
-        "num_hidden_layers": len(model.blocks),
-        "num_attention_heads": attention.num_heads,
-        "num_key_value_heads": attention.num_kv_heads,
-        "head_dim": attention.head_dim,
-        "hidden_act": EXPORTED[unwrap_partial(block.feed_forward.activation)],
-        "rms_norm_eps": block.attention_norm.eps,
-        "max_position_embeddings": model.context_length,
-        "tie_word_embeddings": model.head.weight is model.embedding.weight,
-        "attention_dropout": attention.dropout.p,
-        # Hugging Face's library reads `rope_parameters` since version 5, and the other two keys before.
-        "rope_parameters": rope,
-        "rope_theta": position.theta,
-        "rope_scaling": rope if scaling is not None else None,
-    }, key_map(attention.num_heads // attention.num_kv_heads)
+    return [
+        Rule(f"{ours}{our}.{kind}", (f"{theirs}{their}.{kind}",))
+        for our, their in names.items()
+        for kind in kinds
+    ]
+
+
+def projections(settings: Settings, kind: str) -> Rule:
+    """Return the rule for the projections of queries, keys and values, which one matrix of ours contains."""
+    heads = settings["num_attention_heads"]
+    theirs = tuple(f"{THEIRS}self_attn.{part}_proj.{kind}" for part in "qkv")
+    groups = heads // (settings["num_key_value_heads"] or heads)
+    return QueryKeyValue(f"{OURS}attention.query_key_value.{kind}", theirs, groups)
 
 
 @dataclass(frozen=True)
 class LlamaWeights(HuggingFaceWeights):
-    """Llama and models of the same family (TinyLlama, SmolLM, Llama 3.2, …) from a folder or the hub."""
+    """Llama and models of the same family (TinyLlama, SmolLM, Llama 3.2, …) from a folder or the hub.
+
+    Attributes:
+        preset: our option of `model`.
+        norms: our norms of a layer, and theirs.
+        activation: their key of the gate's activation.
+        theta: base of the rotation if config.json has none.
+    """
 
     model_type: ClassVar[str] = "llama"
-    expected: ClassVar[Mapping[str, Any]] = {"attention_bias": False, "mlp_bias": False}
+    title: ClassVar[str] = "Llama"
+    their_class: ClassVar[str] = "LlamaForCausalLM"
+    preset: ClassVar[str] = "llama"
+    norms: ClassVar[Mapping[str, str]] = {
+        "attention_norm": "input_layernorm",
+        "feed_forward_norm": "post_attention_layernorm",
+    }
+    activation: ClassVar[str] = "hidden_act"
+    sizes: ClassVar[Mapping[str, str]] = SIZES
+    theta: ClassVar[float] = 1e4
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "num_key_value_heads": None,
+        "head_dim": None,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "rope_parameters": None,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+    # `model.dropout` sets the dropout. pretraining_tp splits products, which changes their rounding only.
+    without_effect: ClassVar[frozenset[str]] = frozenset(
+        {"initializer_range", "use_cache", "attention_dropout", "pretraining_tp"}
+    )
 
-    def architecture(self, settings: Settings) -> tuple[list[str], Settings]:
-        """Return Llama's architecture with the activation of config.json."""
-        activation = supported(settings, "hidden_act", ACTIVATIONS, default="silu")
-        return ["+model=llama", "+size=124m", f"model/feed_forward={activation}"], {
-            **positive(settings, SIZES),
-            "size.num_kv_heads": settings.get("num_key_value_heads"),
-            "model.attention.head_dim": settings.get("head_dim"),
-            "model.norm.eps": settings.get("rms_norm_eps", 1e-6),
-            "model.tie_weights": settings.get("tie_word_embeddings", False),
-            **_rotation(settings),
+    @classmethod
+    def architecture(cls, settings: Settings) -> Architecture:
+        """Return the architecture of config.json."""
+        activation = supported(settings, cls.activation, ACTIVATIONS, default=None)
+        values: Settings = {
+            **positive(settings, cls.sizes),
+            "size.num_kv_heads": settings["num_key_value_heads"],
+            "model.attention.head_dim": settings["head_dim"],
+            "model.feed_forward.activation._target_": f"{activation.__module__}.{activation.__qualname__}",
+            "model.norm.eps": settings["rms_norm_eps"],
+            "model.tie_weights": settings["tie_word_embeddings"],
         }
+        biases = cls.biases(settings)
+        keys = ("model.attention.qkv_bias", "model.attention.bias", "model.feed_forward.bias")
+        values |= dict(zip(keys, biases, strict=True))
+        length = values["size.context_length"]
+        rotary = rotary_values(rope_of(settings, theta=cls.theta), context_length=length)
+        values |= {f"model.position.{name}": value for name, value in rotary.items()}
+        return Architecture([f"+model={cls.preset}", "+size=124m"], values)
 
-    def key_map(self, settings: Settings) -> KeyMap:
-        """Return the rules for Llama's tensors."""
-        heads = settings["num_attention_heads"]
-        return key_map(heads // (settings.get("num_key_value_heads") or heads))
+    @classmethod
+    def key_map(cls, settings: Settings) -> KeyMap:
+        """Return the rules for the tensors."""
+        return KeyMap(
+            rules=tuple(cls.rules(settings)),
+            shared={"lm_head.weight": "model.embed_tokens.weight"},
+            # The rotary frequencies in old files.
+            ignored=(f"{THEIRS}self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"),
+            prefix="model.",  # absent from files without the head
+        )
+
+    @classmethod
+    def rules(cls, settings: Settings) -> list[Rule]:
+        """Return the rules for all tensors."""
+        qkv_bias, output_bias, mlp_bias = cls.biases(settings)
+        output = {"attention.output": "self_attn.o_proj"}
+        return [
+            Rule("embedding.weight", ("model.embed_tokens.weight",)),
+            *(projections(settings, kind) for kind in _kinds(qkv_bias)),
+            *same(output, *_kinds(output_bias)),
+            *cls.feed_forward_rules(settings, *_kinds(mlp_bias)),
+            *same(cls.norms, "weight"),
+            Rule("final_norm.weight", ("model.norm.weight",)),
+            Rule("head.weight", ("lm_head.weight",)),
+        ]
+
+    @classmethod
+    def feed_forward_rules(cls, settings: Settings, *kinds: str) -> list[Rule]:
+        """Return the rules for the feed-forward layers."""
+        return same(GATED, *kinds)
+
+    @classmethod
+    def biases(cls, settings: Settings) -> tuple[bool, bool, bool]:
+        """Return whether queries, keys and values, the output of attention, and feed-forward layers have biases."""
+        return settings["attention_bias"], settings["attention_bias"], settings["mlp_bias"]
+
+    @classmethod
+    def describe(cls, model: nn.Module) -> Settings:
+        """Return the config.json of the most similar model of this family."""
+        decoder = part_of(model, GPT, key="model")
+        layer: Any = decoder.blocks[0]
+        attention = part_of(decoder.blocks, Attention, key="model.attention", found=layer.attention)
+        norm = part_of(decoder.final_norm, RMSNorm, key="model.norm")
+        has_bias = any(name.endswith("bias") for name, _ in attention.named_parameters())
+        biased = any(name.endswith("bias") for name, _ in layer.feed_forward.named_parameters())
+        settings = {
+            "model_type": cls.model_type,
+            "architectures": [cls.their_class],
+            "vocab_size": decoder.vocab_size,
+            "hidden_size": decoder.embedding.embedding_dim,
+            cls.sizes["model.feed_forward.hidden_dim"]: hidden_dim_of(layer.feed_forward),
+            "num_hidden_layers": len(decoder.blocks),
+            "num_attention_heads": attention.num_heads,
+            "num_key_value_heads": attention.num_kv_heads,
+            "head_dim": attention.head_dim,
+            cls.activation: activation_name(layer.feed_forward, ACTIVATIONS),
+            "rms_norm_eps": norm.eps,
+            "max_position_embeddings": decoder.context_length,
+            "tie_word_embeddings": decoder.head.weight is decoder.embedding.weight,
+            "attention_dropout": attention.dropout.p,
+            "attention_bias": has_bias,
+            "mlp_bias": biased,
+            **cls.describe_positions(decoder),
+        }
+        return {key: value for key, value in settings.items() if key not in ("attention_bias", "mlp_bias") or key in cls.defaults}
+
+    @classmethod
+    def describe_positions(cls, model: GPT) -> Settings:
+        """Return the settings of the rotation."""
+        rope = describe_rotary(part_of(model, Rotary, key="model.position", found=model.position))
+        return {"rope_parameters": rope, **older_keys(rope)}
 
 
-def _rotation(settings: Settings) -> Settings:
-    """Return the base of the rotary embedding, and Llama 3's scaling if config.json has it.
-
-    Hugging Face's library writes both to `rope_parameters` since version 5. Before, it wrote them to `rope_theta` and
-    `rope_scaling`.
-    """
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", settings.get("rope_theta", 1e4)))
-    values: Settings = {"model.position.theta": theta}
-    kinds = {"default": False, "llama3": True}
-    if supported(rope, "rope_type", kinds, default=rope.get("type", "default")):
-        scaling = {ours: rope[theirs] for ours, theirs in SCALING.items() if theirs in rope}
-        target = {"_target_": "llm.nn.positions.Llama3Scaling"}
-        values["model.position.scaling"] = target | scaling
-    return values
+def _kinds(has_bias: bool) -> list[str]:
+    return ["weight", "bias"] if has_bias else ["weight"]

@@ -1,0 +1,124 @@
+"""The families of published models, and the one that has the parts of a given model."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llm.config.errors import ConfigError
+from llm.models.gpt import GPT
+from llm.weights.bert import BERTWeights
+from llm.weights.gated_relu import with_gated_relu
+from llm.weights.gemma2 import Gemma2Weights
+from llm.weights.gemma3 import Gemma3Weights
+from llm.weights.gpt2 import GPT2Weights
+from llm.weights.gpt_neox import GPTNeoXWeights
+from llm.weights.huggingface import HuggingFaceWeights, Settings
+from llm.weights.llama import LlamaWeights
+from llm.weights.mamba2 import Mamba2Weights
+from llm.weights.mistral import MistralWeights
+from llm.weights.mixtral import MixtralWeights
+from llm.weights.model_comparison import Difference, differences, missing_biases
+from llm.weights.model_parts import NoCounterpartError, name_of
+from llm.weights.olmo2 import OLMo2Weights
+from llm.weights.olmo3 import OLMo3Weights
+from llm.weights.qwen2 import Qwen2Weights
+from llm.weights.qwen3 import Qwen3Weights
+from llm.weights.qwen3_moe import Qwen3MoEWeights
+from llm.weights.smollm3 import SmolLM3Weights
+
+# The simplest first: a model that two of them describe is exported as the first.
+DECODERS: tuple[type[HuggingFaceWeights], ...] = (
+    *(GPT2Weights, LlamaWeights, MistralWeights, Qwen2Weights, Qwen3Weights),
+    *(OLMo2Weights, OLMo3Weights, Gemma2Weights, Gemma3Weights, SmolLM3Weights),
+    *(MixtralWeights, Qwen3MoEWeights, GPTNeoXWeights, Mamba2Weights),
+)
+FAMILIES = {family.model_type: family for family in (*DECODERS, BERTWeights)}
+
+
+class Match(NamedTuple):
+    """A family that has all parts of a model.
+
+    Attributes:
+        family: the family.
+        settings: its config.json.
+        model: the model with the parts of the family; it shares the parameters of the given one.
+        zeros: shapes of biases that the family has and the model does not have, by our names.
+    """
+
+    family: type[HuggingFaceWeights]
+    settings: Settings
+    model: nn.Module
+    zeros: dict[str, torch.Size]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the parameters by the published names."""
+        state = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+        any_tensor = next(iter(state.values()))
+        state |= {name: any_tensor.new_zeros(shape) for name, shape in self.zeros.items()}
+        settings = {**self.family.defaults, **self.settings}
+        key_map = self.family.key_map(settings)
+        tensors = key_map.to_theirs(state)
+        if settings["tie_word_embeddings"]:
+            tensors = {name: each for name, each in tensors.items() if name not in key_map.shared}
+        return _apart(tensors)
+
+
+def match_family(model: nn.Module) -> Match:
+    """Return the family with the parts of a model; biases may be missing, which count as 0.
+
+    Args:
+        model: a language model, with weights or on the device `meta`.
+
+    Raises:
+        ConfigError: no family has all parts; the error names the most similar family and a part that it does not have.
+    """
+    if not isinstance(model, GPT):
+        raise ConfigError(
+            f"weights.path: a {type(model).__name__} has no counterpart in Hugging Face's library; "
+            "only decoders such as model=gpt2 and model=llama are exported"
+        )
+    decoder = with_gated_relu(model)
+    found: list[Match] = []
+    misfits: list[tuple[int, type[HuggingFaceWeights], str, Any]] = []
+    for family in DECODERS:
+        try:
+            settings = family.describe(decoder)
+        except NoCounterpartError as error:
+            misfits.append((MANY, family, error.key, error.found))
+            continue
+        outline = family.outline(settings)
+        if different := differences(decoder, outline):
+            first = _most_telling(different)
+            misfits.append((len(different), family, first.key, first.found))
+            continue
+        found.append(Match(family, settings, decoder, missing_biases(decoder, outline)))
+        if not found[-1].zeros:
+            break
+    if found:
+        return min(found, key=lambda match: len(match.zeros))
+    _, nearest, key, part = min(misfits, key=lambda misfit: misfit[0])
+    raise ConfigError(
+        f"{key}: {name_of(part)} has no counterpart in {nearest.title}, the most similar family, so this model cannot "
+        "be exported; use its run folder, which llm generate, llm evaluate and weights=run read"
+    )
+
+
+# A part of another class counts as so many differences.
+MANY = 1000
+
+
+def _most_telling(found: list[Difference]) -> Difference:
+    """Return the difference to report: a part rather than a number that follows from it."""
+    return min(found, key=lambda each: each.key.count("."))
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with a copy of each that is in a dictionary twice, as safetensors requires."""
+    seen: set[tuple[int, torch.Size]] = set()
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        result[name] = tensor.clone() if place in seen and not tensor.is_meta else tensor
+        seen.add(place)
+    return result

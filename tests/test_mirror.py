@@ -166,11 +166,37 @@ OWNERS = {
     "training/training_config.py": ("training/test_resumption.py::test_other_changes_are_refused"),
     # Weights of other libraries, compared with these libraries.
     "weights/base.py": "weights/test_run.py::test_model_and_tokenizer_equal_the_saved_ones",
-    "weights/compatibility.py": (
+    "weights/families.py": (
         "weights/test_folder_export.py::test_a_part_without_counterpart_is_named"
     ),
+    "weights/gated_relu.py": (
+        "weights/test_folder_export.py::test_parts_that_a_family_writes_in_another_way_are_exported"
+    ),
+    "weights/gemma2.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/gemma3.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/gpt2.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/gpt_neox.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/llama.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/mamba2.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/mistral.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/mixtral.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/model_comparison.py": (
+        "weights/test_folder_export.py::test_a_part_without_counterpart_is_named"
+    ),
+    "weights/model_parts.py": (
+        "weights/test_folder_export.py::test_exported_model_is_the_same_for_transformers_and_when_imported"
+    ),
+    "weights/olmo2.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/olmo3.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/qwen2.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/qwen3.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/qwen3_moe.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/rotary_settings.py": (
+        "weights/test_huggingface.py::test_files_of_older_libraries_are_read"
+    ),
+    "weights/smollm3.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/two_rotations.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/layer_windows.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/model_setup.py": "training/test_finetuning.py::test_a_finetune_resumes_to_the_bit",
 }
 

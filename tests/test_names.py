@@ -14,6 +14,7 @@ MIRRORED_FILES = {
     "errors": "the exceptions of a package",
     "bert": "BERT's network, and its weights as published",
     "gpt2": "GPT-2's tokenizer, and its weights as published",
+    "mamba2": "the layer, and the weights of models of it as published",
     "huggingface": "corpora, tokenizers and weights of one publisher, each under its option",
     "run": "`weights=run` and `reward=run`",
 }

@@ -1,9 +1,9 @@
-"""Our GPT equals Hugging Face's GPT-2 and Llama, read from folders: logits, gradients, padding and cache.
+"""Our models equal those of Hugging Face's library, read from folders: logits, gradients, padding, cache and text.
 
-In float32 the two differ by about 1e-6, from the order of sums; a wrong epsilon of the norms changes the
-logits by more than 1e-5.
+A variant of a family joins by one row of `VARIANTS` in conftest.py.
 """
 
+import copy
 import json
 import shutil
 from typing import Any
@@ -12,78 +12,110 @@ import huggingface_hub
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_module
+from published_families import TOKENS, VARIANTS, YARN
+from small_runs import run_command
+from transformers import AutoTokenizer
 
 from llm.config.build import build
 from llm.config.check import check_nodes
 from llm.config.deferred import Deferred
 from llm.config.errors import ConfigError
 from llm.models.size import Size
+from llm.terminal.console import printable
 from llm.weights.gpt2 import GPT2Weights
+from llm.weights.huggingface import Folder
 from llm.weights.llama import LlamaWeights
 
-TOKENS = torch.randint(97, (3, 40), generator=torch.Generator().manual_seed(0))
-PRECISIONS = [(torch.float64, 1e-10), (torch.float32, 1e-5)]
+REAL = torch.arange(40) >= torch.tensor([[0], [13], [25]])
 
 
-@pytest.fixture(params=PRECISIONS, ids=["float64", "float32"])
-def pair(request, ours, theirs):
-    """Our model, theirs, and the tolerance."""
-    dtype, tolerance = request.param
-    if dtype == torch.float64:
-        request.getfixturevalue("precise")
-    return ours.to(dtype), theirs.to(dtype), tolerance
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
-def test_logits_are_equal(pair):
-    ours, theirs, tolerance = pair
-    torch.testing.assert_close(ours(TOKENS), theirs(TOKENS).logits, rtol=0, atol=tolerance)
+def test_logits_are_equal(ours, exact):
+    assert_same(ours(TOKENS), exact(TOKENS))
 
 
 @torch.no_grad()
-def test_logits_of_texts_padded_on_the_left_are_equal(pair):
-    ours, theirs, tolerance = pair
-    real = torch.arange(40) >= torch.tensor([[0], [13], [25]])
-    positions = (real.cumsum(1) - 1).clamp(min=0)
-    expected = theirs(TOKENS, attention_mask=real.long(), position_ids=positions).logits
-    found = ours(TOKENS, attention_mask=real)
-    torch.testing.assert_close(found[real], expected[real], rtol=0, atol=tolerance)
+def test_float32_is_as_exact_as_that_of_transformers(published, exact):
+    expected = exact(TOKENS)
+    own, theirs = published.ours(TOKENS), published.theirs(TOKENS).logits
+    assert (own - expected).abs().max() <= 4 * (theirs - expected).abs().max()
 
 
 @torch.no_grad()
-def test_logits_in_steps_with_a_cache_are_equal(pair):
-    ours, theirs, tolerance = pair
+def test_logits_of_texts_padded_on_the_left_are_equal(published, ours, exact):
+    if published.theirs.config.model_type == "mamba2" and published.theirs.config.use_bias:
+        pytest.skip("their padding passes the bias of the input projection into the convolution")
+    inputs: dict[str, Any] = {"attention_mask": REAL.long()}
+    if published.theirs.config.model_type != "mamba2":
+        inputs["position_ids"] = (REAL.cumsum(1) - 1).clamp(min=0)
+    assert_same(ours(TOKENS, attention_mask=REAL)[REAL], exact(TOKENS, **inputs)[REAL])
+
+
+@torch.no_grad()
+def test_logits_in_steps_with_a_cache_are_equal(ours, exact):
     cache = ours.new_cache(batch_size=3)
     steps = [ours(part, cache=cache) for part in TOKENS.split([17, 1, 1, 21], dim=1)]
-    expected = theirs(TOKENS).logits
-    torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=0, atol=tolerance)
+    assert_same(torch.cat(steps, 1), exact(TOKENS))
 
 
-def test_gradients_are_equal(pair, family, weights):
-    ours, theirs, tolerance = pair
-    for logits in (ours(TOKENS), theirs(TOKENS).logits):
+def test_gradients_are_equal(published, ours, exact, tmp_path):
+    for logits in (ours(TOKENS), exact(TOKENS)):
         F.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten()).backward()
+    weights = published.weights
     gradients = {n: p.grad for n, p in ours.named_parameters(remove_duplicate=False)}
     found = weights.key_map(weights.settings).to_theirs(gradients)
-    for name, parameter in theirs.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=0, atol=tolerance)
+    for name, expected in as_published(exact.model, tmp_path).items():
+        assert expected.any(), name
+        assert_same(found[name], expected)
 
 
-def test_import_and_export_restore_the_weights(weights, ours, theirs):
-    back = weights.key_map(weights.settings).to_theirs(ours.state_dict())
-    expected = theirs.state_dict()
-    assert back.keys() == expected.keys()
+def as_published(theirs, folder):
+    """Return their gradients by the names that they have in files, which are not always those in memory."""
+    holder = copy.deepcopy(theirs)
+    for parameter, original in zip(holder.parameters(), theirs.parameters(), strict=True):
+        parameter.data = original.grad
+    theirs.zero_grad()
+    holder.save_pretrained(folder)
+    return {name: tensor.read() for name, tensor in Folder(folder).tensors().items()}
+
+
+def test_import_and_export_restore_the_weights(published, tmp_path):
+    weights = published.weights
+    back = weights.key_map(weights.settings).to_theirs(published.ours.state_dict())
+    expected = {n: t.read() for n, t in weights.folder.tensors().items()}
+    absent = back.keys() - expected.keys()
+    assert absent <= {*weights.key_map(weights.settings).shared}
     assert all(torch.equal(back[name], expected[name]) for name in expected)
 
 
-def test_wrong_epsilon_changes_the_logits(ours, theirs):
-    for module in ours.modules():
+def test_greedy_text_is_equal(published, capsys):
+    with initialize_config_module("llm.conf", version_base="1.3"):
+        words = ["weights=auto", f"weights.path={published.folder}", "prompt=Once", "max_tokens=20"]
+        config = compose("generate", [*words, "sampler.temperature=0", "hardware.accelerator=cpu"])
+    run_command(config)
+    tokenizer = AutoTokenizer.from_pretrained(published.folder)
+    given = tokenizer("Once", return_tensors="pt")
+    made = published.theirs.generate(**given, max_new_tokens=20, do_sample=False)
+    expected = printable(tokenizer.decode(made[0], skip_special_tokens=True))
+    assert expected in capsys.readouterr().out
+
+
+def test_wrong_epsilon_changes_the_logits(published, exact):
+    changed = copy.deepcopy(published.ours).double()
+    for module in changed.modules():
         if hasattr(module, "eps"):
             module.eps *= 3
-    assert (ours(TOKENS) - theirs(TOKENS).logits).abs().max() > 1e-5
+    with torch.no_grad():
+        assert (changed(TOKENS) - exact(TOKENS)).abs().max() > 1e-9
 
 
-def test_config_has_the_nodes_that_training_adopts(weights):
+def test_config_has_the_nodes_that_training_adopts(published):
+    weights = published.weights
     config = weights.config
     assert set(config) == {"model", "size", "tokenizer"}
     check_nodes(
@@ -91,19 +123,17 @@ def test_config_has_the_nodes_that_training_adopts(weights):
     )
     node = config.tokenizer.weights
     assert build(node) == weights
-    assert config.model.vocab_size == 97
+    assert config.model.vocab_size == 257
     config.model.dropout = 0.5
     assert config.model.attention.dropout == 0.5
 
 
-FEW = pytest.mark.parametrize("family", ["gpt2", "llama-grouped"], indirect=True, scope="session")
+FEW = pytest.mark.parametrize("published", ["gpt2", "llama"], indirect=True, scope="session")
 
 
 @FEW
-def test_shards_half_precision_and_torch_files_give_the_same_weights(
-    family, theirs, ours, tmp_path
-):
-    expected = ours.state_dict()
+def test_shards_half_precision_and_torch_files_give_the_same_weights(published, theirs, tmp_path):
+    family, expected = published.family, published.ours.state_dict()
 
     def same(folder, tolerance=0.0):
         for name, tensor in family.weights(str(folder)).model().state_dict().items():
@@ -127,7 +157,7 @@ def test_context_can_be_shortened_but_not_extended(weights, theirs):
     assert (short.config.size.context_length, short.config.model.context_length) == (16, 16)
     model = short.model()
     assert model.context_length == 16
-    torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, rtol=0, atol=1e-4)
     with pytest.raises(ConfigError, match=r"weights.context_length: 65 is more than the 64"):
         _ = type(weights)(weights.path, context_length=65).config
     with pytest.raises(ValueError, match=r"context_length=0: give 1"):
@@ -159,13 +189,17 @@ def edit(folder, **changes):
         ("gpt2", {"n_layer": None}, "n_layer=None is not a positive integer"),
         ("gpt2", {"n_embd": "wide"}, "n_embd=wide is not a positive integer"),
         ("llama", {"model_type": "gpt2"}, "model of type gpt2"),
-        ("llama", {"attention_bias": True}, "attention_bias=True is not"),
-        ("llama", {"hidden_act": "relu"}, "hidden_act=relu is not"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type=yarn is not"),
+        ("llama", {"hidden_act": "tanh"}, "hidden_act=tanh is not"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic"}}, "rope_type=dynamic is not"),
+        ("llama-yarn", {"rope_parameters": YARN | {"mscale": 2.0}}, "mscale=2.0 of the rotary"),
+        ("qwen3", {"quantization_config": {"quant_method": "gptq"}}, "gptq.* is not supported"),
+        ("mamba2", {"time_step_limit": [0.0, 1.0]}, r"time_step_limit=\[0.0, 1.0\] is not"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers=\[0\] is not"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is"),
     ],
 )
-def test_unreadable_folders_are_reported_in_one_line(name, changes, problem, tmp_path, families):
-    family = families[name]
+def test_unreadable_folders_are_reported_in_one_line(name, changes, problem, tmp_path):
+    family = VARIANTS[name]
     family.make().save_pretrained(tmp_path)
     edit(tmp_path, **changes)
     with pytest.raises(ConfigError, match=problem) as error:
@@ -173,10 +207,10 @@ def test_unreadable_folders_are_reported_in_one_line(name, changes, problem, tmp
     assert "\n" not in str(error.value)
 
 
-def test_files_of_older_libraries_are_read(tmp_path, families):
+def test_files_of_older_libraries_are_read(tmp_path):
     """Before version 5 the base and the scaling of the rotation were separate keys."""
-    changes = families["llama-3"].changes
-    families["llama-3"].make(**changes).save_pretrained(tmp_path)
+    changes = VARIANTS["llama-3"].changes
+    VARIANTS["llama-3"].make().save_pretrained(tmp_path)
     expected = LlamaWeights(str(tmp_path)).config.model.position
     scaling = {
         key: value for key, value in changes["rope_parameters"].items() if key != "rope_theta"
@@ -186,13 +220,13 @@ def test_files_of_older_libraries_are_read(tmp_path, families):
 
 
 @FEW
-def test_files_that_are_missing_are_named(weights, family, tmp_path):
+def test_files_that_are_missing_are_named(published, weights, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(weights.path, folder)
 
     def message():
         with pytest.raises(ConfigError) as error:
-            family.weights(str(folder)).model()
+            published.family.weights(folder).model()
         return str(error.value)
 
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
@@ -207,7 +241,7 @@ def test_files_that_are_missing_are_named(weights, family, tmp_path):
 
 
 @FEW
-def test_a_name_on_the_hub_is_fetched(family, weights, theirs, monkeypatch, tmp_path):
+def test_a_name_on_the_hub_is_fetched(published, weights, monkeypatch, tmp_path):
     asked = []
 
     def fetch(name, allow_patterns, local_files_only):
@@ -216,9 +250,9 @@ def test_a_name_on_the_hub_is_fetched(family, weights, theirs, monkeypatch, tmp_
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     monkeypatch.chdir(tmp_path)
-    fetched = family.weights("someone/some-model_1.0")
+    fetched = published.family.weights("someone/some-model_1.0")
     assert asked == []  # not before it is needed
-    torch.testing.assert_close(fetched.model()(TOKENS), theirs(TOKENS).logits, rtol=0, atol=1e-5)
+    assert torch.equal(fetched.model()(TOKENS), published.ours(TOKENS))
     ((name, patterns),) = asked
     assert name == "someone/some-model_1.0"
     assert {"config.json", "model*.safetensors", "merges.txt"} <= set(patterns)

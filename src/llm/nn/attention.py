@@ -164,7 +164,7 @@ class HeadMixer(TokenMixer):
 
     kernel: Kernel
     head_dim: int
-    score_dim: float
+    score_dim: int
     dropout: nn.Dropout
     sinks: nn.Module | None
     output_gate: nn.Module | None
@@ -259,7 +259,7 @@ class Attention(HeadMixer):
         *,
         num_kv_heads: int | None = None,
         head_dim: int | None = None,
-        score_dim: float | None = None,
+        score_dim: int | None = None,
         bias: bool = True,
         qkv_bias: bool = True,
         dropout: float = 0.0,

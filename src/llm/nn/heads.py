@@ -31,7 +31,7 @@ def group_size(num_heads: int, num_kv_heads: int, *, name: str = "num_kv_heads")
     return num_heads // num_kv_heads
 
 
-def score_width(score_dim: float | None, *, head_dim: int) -> float:
+def score_width(score_dim: int | None, *, head_dim: int) -> int:
     """Return the number whose square root divides the scores: `score_dim` if it is given, otherwise `head_dim`.
 
     Raises:
@@ -39,8 +39,8 @@ def score_width(score_dim: float | None, *, head_dim: int) -> float:
     """
     if score_dim is None:
         return head_dim
-    if score_dim <= 0:
-        raise ValueError(f"score_dim={score_dim}: must be positive; leave it out for head_dim")
+    if score_dim < 1:
+        raise ValueError(f"score_dim={score_dim}: must be at least 1; leave it out for head_dim")
     return score_dim
 
 

@@ -52,7 +52,7 @@ class SharedKVAttention(HeadMixer):
         num_heads: int,
         *,
         head_dim: int | None = None,
-        score_dim: float | None = None,
+        score_dim: int | None = None,
         bias: bool = True,
         query_bias: bool = True,
         dropout: float = 0.0,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from llm.config.errors import ConfigError
 from llm.models.gpt import GPT
+from llm.nn.feed_forward import GatedFeedForward
 from llm.weights.bert import BERTWeights
 from llm.weights.gated_relu import with_gated_relu
 from llm.weights.gemma2 import Gemma2Weights
@@ -18,7 +19,7 @@ from llm.weights.llama import LlamaWeights
 from llm.weights.mamba2 import Mamba2Weights
 from llm.weights.mistral import MistralWeights
 from llm.weights.mixtral import MixtralWeights
-from llm.weights.model_comparison import Difference, differences, missing_biases
+from llm.weights.model_comparison import differences, missing_biases
 from llm.weights.model_parts import NoCounterpartError, name_of
 from llm.weights.olmo2 import OLMo2Weights
 from llm.weights.olmo3 import OLMo3Weights
@@ -34,6 +35,26 @@ DECODERS: tuple[type[HuggingFaceWeights], ...] = (
     *(MixtralWeights, Qwen3MoEWeights, GPTNeoXWeights, Mamba2Weights),
 )
 FAMILIES = {family.model_type: family for family in (*DECODERS, BERTWeights)}
+
+
+# A part of a class that a family does not have counts as so many differences.
+MANY = 1000
+
+
+class Misfit(NamedTuple):
+    """What a family lacks.
+
+    Attributes:
+        family: the family.
+        number: number of differences.
+        key: key of the most telling one in the configuration.
+        part: what the model has there.
+    """
+
+    family: type[HuggingFaceWeights]
+    number: int
+    key: str
+    part: Any
 
 
 class Match(NamedTuple):
@@ -78,39 +99,50 @@ def match_family(model: nn.Module) -> Match:
             f"weights.path: a {type(model).__name__} has no counterpart in Hugging Face's library; "
             "only decoders such as model=gpt2 and model=llama are exported"
         )
-    decoder = with_gated_relu(model)
     found: list[Match] = []
-    misfits: list[tuple[int, type[HuggingFaceWeights], str, Any]] = []
+    misfits: list[Misfit] = []
     for family in DECODERS:
-        try:
-            settings = family.describe(decoder)
-        except NoCounterpartError as error:
-            misfits.append((MANY, family, error.key, error.found))
-            continue
-        outline = family.outline(settings)
-        if different := differences(decoder, outline):
-            first = _most_telling(different)
-            misfits.append((len(different), family, first.key, first.found))
-            continue
-        found.append(Match(family, settings, decoder, missing_biases(decoder, outline)))
-        if not found[-1].zeros:
-            break
+        match, misfit = _try_family(family, model)
+        if match is not None:
+            found.append(match)
+            if not match.zeros:
+                break
+        elif misfit is not None:
+            misfits.append(misfit)
     if found:
         return min(found, key=lambda match: len(match.zeros))
-    _, nearest, key, part = min(misfits, key=lambda misfit: misfit[0])
+    # Of two with as few differences, the one where the difference is deeper in the model.
+    nearest = min(misfits, key=lambda misfit: (misfit.number, -misfit.key.count(".")))
     raise ConfigError(
-        f"{key}: {name_of(part)} has no counterpart in {nearest.title}, the most similar family, so this model cannot "
-        "be exported; use its run folder, which llm generate, llm evaluate and weights=run read"
+        f"{nearest.key}: {name_of(nearest.part)} has no counterpart in {nearest.family.title}, the most similar "
+        "family, so this model cannot be exported; use its run folder, which llm generate, llm evaluate and "
+        "weights=run read"
     )
 
 
-# A part of another class counts as so many differences.
-MANY = 1000
+def _try_family(family: type[HuggingFaceWeights], model: GPT) -> tuple[Match | None, Misfit | None]:
+    """Return the model as one of a family, or why it is none; ReLU² counts as a gated layer if that helps."""
+    gated = with_gated_relu(model)
+    match, misfit = _try_form(family, model)
+    if match is not None or gated is model:
+        return match, misfit
+    match, other = _try_form(family, gated)
+    # A part that the model itself does not have says nothing to the user.
+    tells_more = other is not None and not isinstance(other.part, GatedFeedForward)
+    return match, other if tells_more else misfit
 
 
-def _most_telling(found: list[Difference]) -> Difference:
-    """Return the difference to report: a part rather than a number that follows from it."""
-    return min(found, key=lambda each: each.key.count("."))
+def _try_form(family: type[HuggingFaceWeights], model: GPT) -> tuple[Match | None, Misfit | None]:
+    """Return the model as one of a family, or why it is none."""
+    try:
+        settings = family.describe(model)
+    except NoCounterpartError as error:
+        return None, Misfit(family, MANY, error.key, error.found)
+    outline = family.outline(settings)
+    if found := differences(model, outline):
+        telling = min(found, key=lambda each: each.key.count("."))
+        return None, Misfit(family, len(found), telling.key, telling.found)
+    return Match(family, settings, model, missing_biases(model, outline)), None
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

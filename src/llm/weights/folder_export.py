@@ -16,7 +16,7 @@ from llm.config.errors import ConfigError
 from llm.files import write_json
 from llm.tokenizers.base import Tokenizer
 from llm.weights.families import match_family
-from llm.weights.folder_settings import CONFIG, GENERATION, SETTINGS_FILES, FolderSettings
+from llm.weights.folder_settings import CONFIG, GENERATION, IDS, SETTINGS_FILES, FolderSettings
 from llm.weights.huggingface import DESCRIPTION, SAFETENSORS
 from llm.weights.model_parts import dtype_of
 from llm.weights.tokenizer_files import settings_of, write_tokenizer
@@ -36,7 +36,7 @@ def write_folder(
     settings: FolderSettings | None = None,
     origin: str = "",
 ) -> list[Path]:
-    """Write config.json, the weights, the tokenizer and the chat template of a model with the parts of a published family.
+    """Write config.json, the weights, the tokenizer and the chat template of a model.
 
     Writes into a temporary folder and then moves the complete files. Replaces an earlier export of the same weights.
 
@@ -68,7 +68,8 @@ def write_folder(
     try:
         with config_errors_at("weights.path"):
             write_tokenizer(tokenizer, partial, context_length=length, settings=settings)
-        config = {**match.settings, **settings.ids, "dtype": dtype_of(model), **mark}
+        ids = {**dict.fromkeys(IDS), **settings.ids}  # the families have other defaults
+        config = {**match.settings, **ids, "dtype": dtype_of(model), **mark}
         write_json(partial / CONFIG, config)
         generation = settings.ids if settings.generation is None else settings.generation
         write_json(partial / GENERATION, generation)

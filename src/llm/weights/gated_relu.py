@@ -1,8 +1,8 @@
 """ReLU² as a gated layer: relu(a)² = relu(a) · a, since relu(a) is 0 where it differs from a.
 
 `GatedFeedForward` computes relu(gate(x)) · input(x). With equal matrices for gate and input it is a ReLU² layer. So a
-model with ReLU² can be exported as a family whose layers are gated, such as Qwen3, with `hidden_act=relu`. The layer has
-half as many parameters more, and computes half as many products more.
+model with ReLU² can be exported as a family whose layers are gated, such as Qwen3, with `hidden_act=relu`. Such a layer
+has half as many parameters again, and takes half as many operations again.
 """
 
 import copy
@@ -32,15 +32,15 @@ def with_gated_relu(model: GPT) -> GPT:
     return changed
 
 
-def _is_relu_squared(layer: nn.Module) -> bool:
-    return type(layer) is FeedForward and unwrap_partial(layer.activation) is relu_squared
+def _is_relu_squared(layer: nn.Module | None) -> bool:
+    return isinstance(layer, FeedForward) and unwrap_partial(layer.activation) is relu_squared
 
 
 def _gated(layer: Any) -> GatedFeedForward:
     hidden_dim, dim = layer.input.weight.shape
     with torch.device("meta"):  # its own parameters are replaced
         gated = GatedFeedForward(dim, hidden_dim=hidden_dim, activation=relu)
-    gated.gate = gated.input = layer.input
+    gated.gate, gated.input = copy.copy(layer.input), copy.copy(layer.input)
     gated.output = layer.output
     gated.dropout = layer.dropout
     return gated

@@ -9,9 +9,9 @@ from torch import nn
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
 from llm.weights.huggingface import Architecture, Settings
+from llm.weights.layer_windows import FULL, LOCAL, describe_windows, window_architecture
 from llm.weights.llama import LlamaWeights
 from llm.weights.model_parts import part_of, softcap_of
-from llm.weights.windows import FULL, LOCAL, describe_windows, window_architecture
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ class Gemma2Weights(LlamaWeights):
             **settings,
             "query_pre_attn_scalar": attention.score_dim,
             "attn_logit_softcapping": softcap_of(attention.kernel),
-            "final_logit_softcapping": getattr(part_of(model, GPT, key="model").head, "softcap", None),
+            "final_logit_softcapping": getattr(
+                part_of(model, GPT, key="model").head, "softcap", None
+            ),
         }
 
     @classmethod

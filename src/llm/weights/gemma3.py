@@ -8,10 +8,10 @@ from llm.models.gpt import GPT
 from llm.weights.gemma2 import Gemma2Weights
 from llm.weights.huggingface import Architecture, Settings
 from llm.weights.key_map import Rule
+from llm.weights.layer_windows import FULL, LOCAL
 from llm.weights.llama import QK_NORM, same
 from llm.weights.rotary_settings import rope_of
 from llm.weights.two_rotations import describe_rotations_and_windows, rotations_and_windows
-from llm.weights.windows import FULL, LOCAL
 
 LOCAL_THETA = 1e4
 

@@ -144,7 +144,7 @@ class GPT2Weights(HuggingFaceWeights):
         decoder = part_of(model, GPT, key="model")
         layer: Any = decoder.blocks[0]
         attention = part_of(decoder.blocks, Attention, key="model.attention", found=layer.attention)
-        norm = part_of(decoder.final_norm, LayerNorm, key="model.norm")
+        norm = part_of(layer.attention_norm, LayerNorm, key="model.norm")
         position = part_of(decoder, Learned, key="model.position", found=decoder.position)
         return {
             "model_type": "gpt2",

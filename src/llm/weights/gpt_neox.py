@@ -15,7 +15,7 @@ from llm.nn.positions import Rotary
 from llm.weights.huggingface import Architecture, HuggingFaceWeights, Settings, positive, supported
 from llm.weights.key_map import KeyMap, Rule
 from llm.weights.llama import SIZES, same
-from llm.weights.model_parts import activation_name, hidden_dim_of, part_of
+from llm.weights.model_parts import activation_name, has_biases, hidden_dim_of, part_of
 from llm.weights.rotary_settings import describe_rotary, rope_of, rotary_values
 
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
@@ -132,10 +132,9 @@ class GPTNeoXWeights(HuggingFaceWeights):
         decoder = part_of(model, GPT, key="model")
         layer: Any = decoder.blocks[0]
         attention = part_of(decoder.blocks, Attention, key="model.attention", found=layer.attention)
-        norm = part_of(decoder.final_norm, LayerNorm, key="model.norm")
+        norm = part_of(layer.attention_norm, LayerNorm, key="model.norm")
         position = part_of(decoder, Rotary, key="model.position", found=decoder.position)
         share = {"partial_rotary_factor": position.fraction}
-        has_bias = any(name.endswith("bias") for name, _ in attention.named_parameters())
         rope = describe_rotary(position) | share
         return {
             "model_type": "gpt_neox",
@@ -150,7 +149,7 @@ class GPTNeoXWeights(HuggingFaceWeights):
             "max_position_embeddings": decoder.context_length,
             "tie_word_embeddings": decoder.head.weight is decoder.embedding.weight,
             "use_parallel_residual": isinstance(layer, ParallelBlock),
-            "attention_bias": has_bias,
+            "attention_bias": has_biases(attention),
             "attention_dropout": attention.dropout.p,
             "hidden_dropout": decoder.dropout.p,
             "rope_parameters": rope,

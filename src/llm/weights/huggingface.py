@@ -4,9 +4,9 @@ import copy
 import hashlib
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -139,7 +139,11 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 # Keys that all families have, and their supported values.
-EXPECTED = {"is_encoder_decoder": [False], "quantization_config": [None], "per_layer_config": [None, {}]}
+EXPECTED = {
+    "is_encoder_decoder": [False],
+    "quantization_config": [None],
+    "per_layer_config": [None, {}],
+}
 
 
 @dataclass(frozen=True)
@@ -202,8 +206,7 @@ class HuggingFaceWeights(Weights):
     @classmethod
     def outline(cls, settings: Settings) -> nn.Module:
         """Return the model of a config.json without weights, on the device `meta`."""
-        architecture = cls.architecture({**cls.defaults, **settings})
-        config = compose_architecture(architecture.options, architecture.values)
+        config = compose_architecture(cls.architecture({**cls.defaults, **settings}))
         parts = check_nodes(config, {"size": Size, "model": Deferred[nn.Module]})
         return parts["model"].outline
 
@@ -225,7 +228,7 @@ class HuggingFaceWeights(Weights):
         if family != self.model_type:
             raise ConfigError(
                 f"weights.path: {self.path} is a model of type {family}, not {self.model_type}; "
-                "choose weights for that type, or another path"
+                "use weights=auto, which finds the type, or another path"
             )
         for key, values in {**EXPECTED, **self.expected}.items():
             if key in settings and settings[key] not in values:
@@ -257,7 +260,9 @@ class HuggingFaceWeights(Weights):
             values["data.template"] = template
         weights = {"_target_": f"{cls.__module__}.{cls.__qualname__}", "path": self.path}
         tokenizer = {"_target_": "llm.weights.base.tokenizer_of", "weights": weights}
-        return compose_architecture(architecture.options, {**values, "tokenizer": tokenizer})
+        return compose_architecture(
+            replace(architecture, values={**values, "tokenizer": tokenizer})
+        )
 
     @property
     def published(self) -> FolderSettings | None:
@@ -315,14 +320,20 @@ class HuggingFaceWeights(Weights):
         return digest.hexdigest()[:16]
 
 
-def compose_architecture(options: Iterable[str], values: Mapping[str, Any]) -> DictConfig:
-    """Compose options of the packaged configuration and set values by full key."""
-    loader = open_loader(CONF)
-    config = loader.load_configuration(None, list(options), run_mode=RunMode.RUN)
+def compose_architecture(architecture: Architecture) -> DictConfig:
+    """Return the packaged configuration with the overrides of a model."""
+    config = copy.deepcopy(_composed(tuple(architecture.options)))
+    for key, value in architecture.values.items():
+        OmegaConf.update(config, key, value, force_add=True)
+    return config
+
+
+@lru_cache
+def _composed(options: Sequence[str]) -> DictConfig:
+    """Compose options of the packaged configuration, once: it takes a tenth of a second."""
+    config = open_loader(CONF).load_configuration(None, [*options], run_mode=RunMode.RUN)
     with open_dict(config):
         del config["hydra"]
-    for key, value in values.items():
-        OmegaConf.update(config, key, value, force_add=True)
     return config
 
 

@@ -1,7 +1,7 @@
 """Maps between two ways of naming and storing the same parameters, in both directions.
 
 "Ours" are the tensors of a model of this package, "theirs" those of the published files. Each family has one file with
-its names: `gpt2.py`, `llama.py`, `bert.py`. A rule defines which of their tensors form one of ours, and how; `{}` in a
+its names, such as `gpt2.py` and `llama.py`. A rule defines which of their tensors form one of ours, and how; `{}` in a
 name stands for the number of a layer. One error lists all tensors that are missing, unexpected or of a wrong shape.
 """
 
@@ -112,7 +112,7 @@ class KeyMap:
             if rule.ours.startswith("head.") and has_no_head(model):
                 continue
             if missing := [name for name in rule.theirs if name not in state]:
-                problems[rule.ours] = f"missing: {', '.join(missing)}"
+                problems[rule.ours] = f"missing: {_listed(missing)}"
                 continue
             try:
                 ours[rule.ours] = _joined(rule, [state[name] for name in rule.theirs])
@@ -156,6 +156,12 @@ def _joined(rule: Rule, theirs: list[LazyTensor]) -> LazyTensor:
         raise ValueError(f"wrong shape: {shapes} cannot form {rule.ours}") from None
     names = ", ".join(stored.name for stored in theirs)
     return LazyTensor(names, tuple(shape), lambda: rule.join([stored.read() for stored in theirs]))
+
+
+def _listed(names: list[str]) -> str:
+    """Return the first three names, and the number of the others."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _pattern(name: str) -> re.Pattern[str]:

@@ -16,7 +16,7 @@ from llm.nn.norms import RMSNorm
 from llm.nn.positions import Rotary
 from llm.weights.huggingface import Architecture, HuggingFaceWeights, Settings, positive, supported
 from llm.weights.key_map import KeyMap, QueryKeyValue, Rule
-from llm.weights.model_parts import activation_name, hidden_dim_of, part_of
+from llm.weights.model_parts import activation_name, has_biases, hidden_dim_of, part_of
 from llm.weights.rotary_settings import describe_rotary, older_keys, rope_of, rotary_values
 
 # Our keys, and those of config.json.
@@ -46,7 +46,9 @@ GATED = {
 QK_NORM = {"attention.query_norm": "self_attn.q_norm", "attention.key_norm": "self_attn.k_norm"}
 
 
-def same(names: Mapping[str, str], *kinds: str, ours: str = OURS, theirs: str = THEIRS) -> list[Rule]:
+def same(
+    names: Mapping[str, str], *kinds: str, ours: str = OURS, theirs: str = THEIRS
+) -> list[Rule]:
     """Return the rules for tensors of each layer that are stored in the same way.
 
     Args:
@@ -145,9 +147,9 @@ class LlamaWeights(HuggingFaceWeights):
         output = {"attention.output": "self_attn.o_proj"}
         return [
             Rule("embedding.weight", ("model.embed_tokens.weight",)),
-            *(projections(settings, kind) for kind in _kinds(qkv_bias)),
-            *same(output, *_kinds(output_bias)),
-            *cls.feed_forward_rules(settings, *_kinds(mlp_bias)),
+            *(projections(settings, kind) for kind in _kinds(bias=qkv_bias)),
+            *same(output, *_kinds(bias=output_bias)),
+            *cls.feed_forward_rules(settings, *_kinds(bias=mlp_bias)),
             *same(cls.norms, "weight"),
             Rule("final_norm.weight", ("model.norm.weight",)),
             Rule("head.weight", ("lm_head.weight",)),
@@ -169,9 +171,7 @@ class LlamaWeights(HuggingFaceWeights):
         decoder = part_of(model, GPT, key="model")
         layer: Any = decoder.blocks[0]
         attention = part_of(decoder.blocks, Attention, key="model.attention", found=layer.attention)
-        norm = part_of(decoder.final_norm, RMSNorm, key="model.norm")
-        has_bias = any(name.endswith("bias") for name, _ in attention.named_parameters())
-        biased = any(name.endswith("bias") for name, _ in layer.feed_forward.named_parameters())
+        norm = part_of(layer.attention_norm, RMSNorm, key="model.norm")
         settings = {
             "model_type": cls.model_type,
             "architectures": [cls.their_class],
@@ -187,11 +187,13 @@ class LlamaWeights(HuggingFaceWeights):
             "max_position_embeddings": decoder.context_length,
             "tie_word_embeddings": decoder.head.weight is decoder.embedding.weight,
             "attention_dropout": attention.dropout.p,
-            "attention_bias": has_bias,
-            "mlp_bias": biased,
             **cls.describe_positions(decoder),
         }
-        return {key: value for key, value in settings.items() if key not in ("attention_bias", "mlp_bias") or key in cls.defaults}
+        biases = {
+            "attention_bias": has_biases(attention),
+            "mlp_bias": has_biases(layer.feed_forward),
+        }
+        return settings | {key: bias for key, bias in biases.items() if key in cls.defaults}
 
     @classmethod
     def describe_positions(cls, model: GPT) -> Settings:
@@ -200,5 +202,5 @@ class LlamaWeights(HuggingFaceWeights):
         return {"rope_parameters": rope, **older_keys(rope)}
 
 
-def _kinds(has_bias: bool) -> list[str]:
-    return ["weight", "bias"] if has_bias else ["weight"]
+def _kinds(*, bias: bool) -> list[str]:
+    return ["weight", "bias"] if bias else ["weight"]

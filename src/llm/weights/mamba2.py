@@ -98,7 +98,11 @@ class Mamba2Weights(HuggingFaceWeights):
         return KeyMap(
             rules=(
                 Rule("embedding.weight", ("backbone.embeddings.weight",)),
-                *same({"attention_norm": "norm", "attention.norm": "mixer.norm"}, "weight", theirs=_THEIRS),
+                *same(
+                    {"attention_norm": "norm", "attention.norm": "mixer.norm"},
+                    "weight",
+                    theirs=_THEIRS,
+                ),
                 *same(projections, *kinds, theirs=_THEIRS),
                 Filters(*convolution),
                 Rule(f"{own}convolution.bias", (f"{mixer}conv1d.bias",)),
@@ -117,7 +121,7 @@ class Mamba2Weights(HuggingFaceWeights):
         decoder = part_of(model, GPT, key="model")
         layer: Any = decoder.blocks[0]
         mixer = part_of(decoder.blocks, Mamba2, key="model.attention", found=layer.attention)
-        norm = part_of(decoder.final_norm, RMSNorm, key="model.norm")
+        norm = part_of(layer.attention_norm, RMSNorm, key="model.norm")
         dim = decoder.embedding.embedding_dim
         return {
             "model_type": "mamba2",

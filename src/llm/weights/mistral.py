@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from llm.models.gpt import GPT
 from llm.weights.huggingface import Architecture, Settings
+from llm.weights.layer_windows import LOCAL, describe_windows, window_architecture
 from llm.weights.llama import LlamaWeights
-from llm.weights.windows import LOCAL, describe_windows, window_architecture
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class MistralWeights(LlamaWeights):
     @classmethod
     def architecture(cls, settings: Settings) -> Architecture:
         """Return the architecture of config.json."""
-        return super().architecture(settings) | window_architecture([LOCAL], settings["sliding_window"])
+        return super().architecture(settings) | window_architecture(
+            [LOCAL], settings["sliding_window"]
+        )
 
     @classmethod
     def biases(cls, settings: Settings) -> tuple[bool, bool, bool]:

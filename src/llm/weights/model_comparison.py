@@ -16,20 +16,22 @@ from llm.models.gpt import GPT
 from llm.nn.block import Block
 from llm.nn.masks import is_same_mask
 from llm.nn.positions import Position, is_same_position
-from llm.nn.stack import Stack
-from llm.weights.model_parts import mask_of, name_of, position_of, softcap_of, unwrap_partial
+from llm.nn.token_mixer import TokenMixer
+from llm.weights.model_parts import mask_of, position_of, softcap_of, unwrap_partial
 
 # Attributes that do not change what a trained model computes: how it was initialized or is trained, which kernel
 # computes the same, and what is derived from the other parts.
 WITHOUT_EFFECT = frozenset(
     {
         *("training", "dropout", "balancing", "records", "recurrence", "steps"),
-        *("schedule", "links", "offers", "rotated_dim", "device", "dtype"),
+        *("schedule", "links", "offers", "rotated_dim"),
     }
 )
 # Our modules and attributes, and their keys in the configuration.
 KEYS = {
+    r"^blocks\.\d+$": "block",
     r"^blocks\.\d+\.": "",
+    r"\.kernel$": ".kernel.softcap",
     r"^(attention_norm|feed_forward_norm|attention_output_norm|feed_forward_output_norm)\b": "norm",
     r"^attention\.(query|key)_norm\b": "attention.qk_norm",
     r"\.query_key_value\.bias$": ".qkv_bias",
@@ -80,7 +82,8 @@ def _differences(
     """Yield the differences of two modules at the same place of their models."""
     if type(ours) is not type(other):
         yield Difference(_key(path), ours, other)
-        return
+        if not (isinstance(ours, Block) and isinstance(other, Block)):
+            return
     for name in sorted({*_settings(ours), *_settings(other)}):
         pair = (getattr(module, name, None) for module in (ours, other))
         found, needed = (softcap_of(value) if name == "kernel" else value for value in pair)
@@ -89,11 +92,7 @@ def _differences(
     if isinstance(ours, Block):
         yield from _placement(ours, other, path=path, models=models)
     yield from _tensors(ours, other, path=path)
-    children, others = _children(ours), _children(other)
-    if isinstance(ours, GPT) and _is_relative(ours.position) and _is_relative(other.position):
-        children.pop("position"), others.pop("position")  # compared in the layers that use it
-    for name in sorted({*children, *others}):
-        child, counterpart = children.get(name), others.get(name)
+    for name, child, counterpart in _children(ours, other):
         yield from _differences(child, counterpart, path=_joined(path, name), models=models)
 
 
@@ -103,7 +102,9 @@ def _placement(
     """Yield the differences of the position and the mask of two layers, which may be those of their models."""
     if not ours.attention.attends:
         return
-    mask, needed = (mask_of(model, block) for model, block in zip(models, (ours, other), strict=True))
+    mask, needed = (
+        mask_of(model, block) for model, block in zip(models, (ours, other), strict=True)
+    )
     if not is_same_mask(mask, needed):
         yield Difference(_key(_joined(path, "mask")), mask, needed)
     first, second = (
@@ -120,8 +121,8 @@ def _placement(
 def _tensors(ours: nn.Module, other: nn.Module, *, path: str) -> Iterator[Difference]:
     """Yield the differences of names and shapes of two modules' own tensors."""
     found, needed = (
-        {n: t for n, t in [*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)]}
-        for m in (ours, other)
+        dict([*each.named_parameters(recurse=False), *each.named_buffers(recurse=False)])
+        for each in (ours, other)
     )
     for name in sorted({*found, *needed}):
         if name not in found and name == "bias":
@@ -135,36 +136,40 @@ def _tensors(ours: nn.Module, other: nn.Module, *, path: str) -> Iterator[Differ
 def _settings(module: nn.Module) -> set[str]:
     """Return the names of a module's attributes that may matter."""
     names = {name for name in vars(module) if not name.startswith("_")} - WITHOUT_EFFECT
+    names -= {"bias"}  # None if there is no such tensor
     if isinstance(module, Block):
         names -= {"position", "mask"}  # compared together with those of the model
     if isinstance(module, GPT):
         names -= {"mask"}
-    if isinstance(module, Stack):
-        names = set()
-    if hasattr(module, "kernel") and not hasattr(module, "attends"):
-        names -= {"kernel"}
+    if not isinstance(module, TokenMixer):
+        names -= {"kernel"}  # that of a norm or of experts, which all compute the same
     return names
 
 
-def _children(module: nn.Module) -> dict[str, nn.Module | None]:
-    """Return the modules that matter, by name."""
-    children = {name: child for name, child in module.named_children() if name not in WITHOUT_EFFECT}
-    if isinstance(module, Block):
-        children.pop("position", None)
-    return {**children}
+def _children(ours: Any, other: Any) -> Iterator[tuple[str, nn.Module | None, nn.Module | None]]:
+    """Yield the names of the modules that matter, and those of two modules; None if one has no such module."""
+    found, needed = (dict(module.named_children()) for module in (ours, other))
+    ignored = set(WITHOUT_EFFECT)
+    # Positions that act in the layers are compared there.
+    if isinstance(ours, Block) or (
+        isinstance(ours, GPT) and _is_relative(ours) and _is_relative(other)
+    ):
+        ignored.add("position")
+    for name in sorted({*found, *needed} - ignored):
+        yield name, found.get(name), needed.get(name)
 
 
-def _is_relative(position: Position) -> bool:
-    """Return whether a position encoding acts in the layers and not on the embeddings."""
-    return type(position).embed is Position.embed
+def _is_relative(model: Any) -> bool:
+    """Return whether the position encoding of a model acts in the layers and not on the embeddings."""
+    return type(model.position).embed is Position.embed
 
 
 def _is_same(one: Any, other: Any) -> bool:
     """Return whether two values are equal; functions also if they are in partials with equal arguments."""
-    if callable(one) and callable(other):
-        same_arguments = _arguments(one) == _arguments(other)
-        return unwrap_partial(one) is unwrap_partial(other) and same_arguments
-    return one == other
+    if one == other:
+        return True
+    same_arguments = _arguments(one) == _arguments(other)
+    return callable(one) and unwrap_partial(one) is unwrap_partial(other) and same_arguments
 
 
 def _arguments(function: Any) -> tuple[Any, ...]:
@@ -180,8 +185,3 @@ def _key(path: str) -> str:
     for pattern, replacement in KEYS.items():
         path = re.sub(pattern, replacement, path)
     return f"model.{path}" if path else "model"
-
-
-def describe(difference: Difference) -> str:
-    """Return a difference in words."""
-    return f"{difference.key}: {name_of(difference.found)}"

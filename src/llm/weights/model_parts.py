@@ -67,20 +67,20 @@ def window_of(model: GPT, block: Block) -> int | None:
     return mask.size if isinstance(mask, SlidingWindow) else None
 
 
-def hidden_dim_of(feed_forward: nn.Module) -> int:
+def hidden_dim_of(feed_forward: nn.Module | None) -> int:
     """Return the width of a feed-forward layer, or that of one expert.
 
     Raises:
         NoCounterpartError: it has no hidden layer.
     """
-    inner = feed_forward.experts if isinstance(feed_forward, MixtureOfExperts) else feed_forward
+    inner: Any = feed_forward
+    inner = inner.experts if isinstance(feed_forward, MixtureOfExperts) else inner
     if not hasattr(inner, "output"):
         raise NoCounterpartError("model.feed_forward", feed_forward)
-    output: Any = inner.output
-    return output.weight.shape[-1]
+    return inner.output.weight.shape[-1]
 
 
-def activation_name(feed_forward: nn.Module, names: Mapping[str, Callable[..., Any]]) -> str:
+def activation_name(feed_forward: nn.Module | None, names: Mapping[str, Callable[..., Any]]) -> str:
     """Return the name of a feed-forward layer's activation.
 
     Args:
@@ -113,6 +113,11 @@ def first_name(names: Mapping[str, Any], value: Any, *, key: str) -> str:
     raise NoCounterpartError(key, value)
 
 
+def has_biases(module: nn.Module) -> bool:
+    """Return whether a module has a bias."""
+    return any(name.endswith("bias") for name, _ in module.named_parameters())
+
+
 def unwrap_partial(function: Any) -> Any:
     """Return the function inside a partial, or the function itself."""
     return getattr(function, "func", function)
@@ -122,7 +127,8 @@ def name_of(part: object) -> str:
     """Return how a message names a part: a number as it is, otherwise the name of a function or class."""
     if isinstance(part, bool | int | float | str | Iterable) or part is None:
         return str(part)
-    return getattr(unwrap_partial(part), "__name__", type(part).__name__)
+    name = getattr(unwrap_partial(part), "__qualname__", type(part).__qualname__)
+    return name.partition(".<locals>")[0]  # of a function that another one made
 
 
 def dtype_of(model: nn.Module) -> str:

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from llm.models.gpt import GPT
 from llm.weights.huggingface import Architecture, Settings
+from llm.weights.layer_windows import FULL, LOCAL
 from llm.weights.olmo2 import OLMo2Weights
 from llm.weights.rotary_settings import rope_of
 from llm.weights.two_rotations import describe_rotations_and_windows, rotations_and_windows
-from llm.weights.windows import FULL, LOCAL
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from llm.models.gpt import GPT
 from llm.weights.huggingface import Architecture, Settings
+from llm.weights.layer_windows import FULL, LOCAL, describe_windows, window_architecture
 from llm.weights.llama import LlamaWeights
-from llm.weights.windows import FULL, LOCAL, describe_windows, window_architecture
 
 
 @dataclass(frozen=True)

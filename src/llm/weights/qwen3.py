@@ -39,5 +39,3 @@ class Qwen3Weights(Qwen2Weights):
     def biases(cls, settings: Settings) -> tuple[bool, bool, bool]:
         """Return whether attention has biases; feed-forward layers have none."""
         return settings["attention_bias"], settings["attention_bias"], False
-
-

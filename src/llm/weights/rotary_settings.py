@@ -32,7 +32,12 @@ SCALINGS: dict[str, tuple[type[RotaryScaling], dict[str, str]]] = {
 }
 # What else a scaling may contain: the keys that say the same in another place, and the values that change nothing.
 ELSEWHERE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-WITHOUT_EFFECT = {"attention_factor": None, "mscale": None, "mscale_all_dim": None, "truncate": True}
+WITHOUT_EFFECT = {
+    "attention_factor": None,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "truncate": True,
+}
 
 
 def rope_of(settings: Settings, *, theta: float, layers: str | None = None) -> Settings:

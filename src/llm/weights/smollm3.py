@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 from llm.models.gpt import GPT
 from llm.nn.positions import NoPosition
 from llm.weights.huggingface import Architecture, Settings
+from llm.weights.layer_windows import pattern_of
 from llm.weights.llama import LlamaWeights
 from llm.weights.model_parts import blocks_of, position_of
-from llm.weights.windows import pattern_of
 
 
 @dataclass(frozen=True)

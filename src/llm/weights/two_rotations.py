@@ -5,9 +5,9 @@ from typing import Any
 from llm.models.gpt import GPT
 from llm.nn.positions import Rotary
 from llm.weights.huggingface import Architecture, Settings
+from llm.weights.layer_windows import FULL, LOCAL, describe_windows, window_architecture
 from llm.weights.model_parts import blocks_of, part_of, position_of
 from llm.weights.rotary_settings import describe_rotary, rotary_values
-from llm.weights.windows import FULL, LOCAL, describe_windows, window_architecture
 
 
 def rotations_and_windows(
@@ -41,7 +41,10 @@ def describe_rotations_and_windows(model: GPT) -> Settings:
         rotary = part_of(position, Rotary, key="model.position")
         rotations.setdefault(kind, describe_rotary(rotary))
     other = next(iter(rotations.values()))
-    return {**windows, "rope_parameters": {each: rotations.get(each, other) for each in (FULL, LOCAL)}}
+    return {
+        **windows,
+        "rope_parameters": {each: rotations.get(each, other) for each in (FULL, LOCAL)},
+    }
 
 
 def _rotary_node(values: Settings) -> dict[str, Any]:

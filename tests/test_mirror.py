@@ -166,9 +166,6 @@ OWNERS = {
     "training/training_config.py": ("training/test_resumption.py::test_other_changes_are_refused"),
     # Weights of other libraries, compared with these libraries.
     "weights/base.py": "weights/test_run.py::test_model_and_tokenizer_equal_the_saved_ones",
-    "weights/families.py": (
-        "weights/test_folder_export.py::test_a_part_without_counterpart_is_named"
-    ),
     "weights/gated_relu.py": (
         "weights/test_folder_export.py::test_parts_that_a_family_writes_in_another_way_are_exported"
     ),
@@ -181,7 +178,7 @@ OWNERS = {
     "weights/mistral.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/mixtral.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/model_comparison.py": (
-        "weights/test_folder_export.py::test_a_part_without_counterpart_is_named"
+        "weights/test_families.py::test_a_part_without_counterpart_is_named"
     ),
     "weights/model_parts.py": (
         "weights/test_folder_export.py::test_exported_model_is_the_same_for_transformers_and_when_imported"

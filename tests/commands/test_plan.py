@@ -202,3 +202,16 @@ def test_active_parameters_of_a_mixture_are_shown(planned, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"model +362 k parameters \(141 k active for each token\): ", printed), printed
     assert "tokens an active parameter" in printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=gpt"], "as Qwen3"),
+        (["model=smollm3"], "as SmolLM3"),
+        (["model=llama", "model/attention=sinks"], "none: model.attention.sinks: Sinks has no "),
+    ],
+)
+def test_the_family_of_the_export_is_named(planned, capsys, overrides, expected):
+    run_command(planned("size=nano", "tokenizer=byte", "trainer.max_steps=1", *overrides))
+    assert f"\nexport    {expected}" in capsys.readouterr().out

@@ -14,11 +14,13 @@ from llm.hardware import Hardware, Strategy
 from llm.planning.cost import Cost, context
 from llm.planning.memory import KINDS, Memory
 from llm.planning.scaling import BESIROGLU, FITTED, FLOPS, HOFFMANN, twenty_tokens
+from llm.tasks.base import Task
 from llm.terminal.tables import new_table, note_line, print_tables
 from llm.training.forecast import BOUND, Forecast, forecast
 from llm.training.preflight import require_division
 from llm.training.training_config import TrainingConfig
 from llm.units import UNKNOWN, common_unit, duration, flops, format_bytes, format_number
+from llm.weights.families import NoFamilyError, match_family
 
 # Share of a GPU's memory for tensors; the driver and fragmentation take the rest.
 USABLE = 0.9
@@ -92,6 +94,8 @@ def plan_summary(planned: Forecast, cost: Cost, mfu: float) -> Iterator[str]:
         f"model     {format_number(cost.parameters)} parameters{active}: {format_number(cost.embedding)} in embeddings "
         f"and head, {format_number(blocks)} in the rest{trained}"
     )
+    if not planned.outline.is_adapted:  # llm export merges an adapter first
+        yield f"export    {describe_export(planned.outline)}"
     yield f"budget    {describe_budget(cost)}"
     yield f"compute   {describe_compute(cost)}"
     rate = UNKNOWN if device.flops is None else f"{device.flops / 1e12:.3g} TFLOP/s"
@@ -105,6 +109,14 @@ def plan_summary(planned: Forecast, cost: Cost, mfu: float) -> Iterator[str]:
         if seconds is None
         else f"time      {duration(seconds)} at an MFU of {mfu:g}, an assumption: set mfu= to yours"
     )
+
+
+def describe_export(task: Task) -> str:
+    """Return the published family as which the model is exported, or why there is none."""
+    try:
+        return f"as {match_family(task.model).family.title}"
+    except NoFamilyError as error:
+        return f"none: {error.reason}"
 
 
 def describe_budget(cost: Cost) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 from llm.callbacks.throughput import SupportsFlops
 from llm.data.base import DataModule
 from llm.hardware import describe_hardware
+from llm.models.gpt import GPT
 from llm.nn.layer_schedule import describe_schedule
 from llm.optim.muon import Muon
 from llm.runs import Run, display_path
@@ -15,6 +16,7 @@ from llm.tasks.base import Task
 from llm.training.advice import advise_budget
 from llm.training.idle_options import idle_options
 from llm.training.prepared_run import PreparedRun
+from llm.weights.families import NoFamilyError, match_family
 
 
 def run_summary(prepared: PreparedRun, run: Run) -> str:
@@ -61,10 +63,21 @@ def run_notes(prepared: PreparedRun, run: Run) -> Iterator[str]:
     )
     if "stopped_at" in run.record and run.last.exists():
         yield "this run was done: its learning rate now follows the longer schedule"
+    yield from _export_notes(task)
     chosen = prepared.config.hardware.strategy
     if chosen is not None and prepared.hardware.strategy is None:
         name = type(chosen).__name__
         yield f"{name}: is not used, because there is only one device; use hardware.devices=2 for two"
+
+
+def _export_notes(task: Task) -> Iterator[str]:
+    """Yield a note if no published family has all parts of a language model."""
+    if task.is_adapted or not isinstance(task.model, GPT):  # adapters are merged by the export
+        return
+    try:
+        match_family(task.model)
+    except NoFamilyError as error:
+        yield f"{error.reason}: llm export refuses this model"
 
 
 def untrained_tokens(task: Task, data: DataModule) -> list[str]:

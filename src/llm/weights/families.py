@@ -85,6 +85,21 @@ class Match(NamedTuple):
         return _apart(tensors)
 
 
+class NoFamilyError(ConfigError):
+    """No family has all parts of a model.
+
+    Args:
+        reason: the most similar family, and a part that it does not have.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"{reason}, so this model cannot be exported; use its run folder, which llm generate, llm evaluate and "
+            "weights=run read"
+        )
+        self.reason = reason
+
+
 def match_family(model: nn.Module) -> Match:
     """Return the family with the parts of a model; biases may be missing, which count as 0.
 
@@ -92,52 +107,61 @@ def match_family(model: nn.Module) -> Match:
         model: a language model, with weights or on the device `meta`.
 
     Raises:
-        ConfigError: no family has all parts; the error names the most similar family and a part that it does not have.
+        NoFamilyError: no family has all parts.
     """
     if not isinstance(model, GPT):
-        raise ConfigError(
-            f"weights.path: a {type(model).__name__} has no counterpart in Hugging Face's library; "
-            "only decoders such as model=gpt2 and model=llama are exported"
+        raise NoFamilyError(
+            f"model: a {type(model).__name__} has no counterpart among the decoders"
         )
     found: list[Match] = []
-    misfits: list[Misfit] = []
     for family in DECODERS:
-        match, misfit = _try_family(family, model)
+        match, _ = _try_family(family, model, only_likely=True)
         if match is not None:
             found.append(match)
             if not match.zeros:
                 break
-        elif misfit is not None:
-            misfits.append(misfit)
     if found:
         return min(found, key=lambda match: len(match.zeros))
+    tried = (_try_family(family, model) for family in DECODERS)
+    misfits = [misfit for _, misfit in tried if misfit is not None]
     # Of two with as few differences, the one where the difference is deeper in the model.
     nearest = min(misfits, key=lambda misfit: (misfit.number, -misfit.key.count(".")))
-    raise ConfigError(
-        f"{nearest.key}: {name_of(nearest.part)} has no counterpart in {nearest.family.title}, the most similar "
-        "family, so this model cannot be exported; use its run folder, which llm generate, llm evaluate and "
-        "weights=run read"
+    raise NoFamilyError(
+        f"{nearest.key}: {name_of(nearest.part)} has no counterpart in {nearest.family.title}, the most similar family"
     )
 
 
-def _try_family(family: type[HuggingFaceWeights], model: GPT) -> tuple[Match | None, Misfit | None]:
-    """Return the model as one of a family, or why it is none; ReLU² counts as a gated layer if that helps."""
+def _try_family(
+    family: type[HuggingFaceWeights], model: GPT, *, only_likely: bool = False
+) -> tuple[Match | None, Misfit | None]:
+    """Return the model as one of a family, or why it is none; ReLU² counts as a gated layer if that helps.
+
+    Args:
+        family: the family.
+        model: the model.
+        only_likely: whether to leave out a family whose tensors have other names, without a reason. This saves the
+            composition of its configuration.
+    """
     gated = with_gated_relu(model)
-    match, misfit = _try_form(family, model)
+    match, misfit = _try_form(family, model, only_likely=only_likely)
     if match is not None or gated is model:
         return match, misfit
-    match, other = _try_form(family, gated)
+    match, other = _try_form(family, gated, only_likely=only_likely)
     # A part that the model itself does not have says nothing to the user.
     tells_more = other is not None and not isinstance(other.part, GatedFeedForward)
     return match, other if tells_more else misfit
 
 
-def _try_form(family: type[HuggingFaceWeights], model: GPT) -> tuple[Match | None, Misfit | None]:
+def _try_form(
+    family: type[HuggingFaceWeights], model: GPT, *, only_likely: bool
+) -> tuple[Match | None, Misfit | None]:
     """Return the model as one of a family, or why it is none."""
     try:
         settings = family.describe(model)
     except NoCounterpartError as error:
         return None, Misfit(family, MANY, error.key, error.found)
+    if only_likely and not family.key_map({**family.defaults, **settings}).fits(model):
+        return None, None
     outline = family.outline(settings)
     if found := differences(model, outline):
         telling = min(found, key=lambda each: each.key.count("."))

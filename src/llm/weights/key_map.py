@@ -122,6 +122,13 @@ class KeyMap:
         problems |= {name: f"unexpected: {name}" for name in state if name not in known}
         fill(model, ours, problems=problems, grow=TABLES)
 
+    def fits(self, model: nn.Module) -> bool:
+        """Return whether there are rules for exactly the tensors of a model, which may lack biases."""
+        names = model.state_dict().keys()
+        rules = _for_layers(self.rules, _layers((rule.ours for rule in self.rules), names))
+        expected = {rule.ours for rule in rules}
+        return names <= expected and all(name.endswith("bias") for name in expected - names)
+
     def to_theirs(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return their tensors, by their names.
 

@@ -43,7 +43,7 @@ def test_a_run_is_exported_and_trained_further(base, composed, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "model.safetensors" in printed
     assert f"AutoTokenizer.from_pretrained('{folder}')" in printed
-    assert f"llm train weights=gpt2 weights.path={folder}" in printed
+    assert f"llm train weights=auto weights.path={folder}" in printed
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     state = torch.load(base.best, weights_only=True)["state_dict"]
     expected = {name.removeprefix("model."): tensor for name, tensor in state.items()}

@@ -14,7 +14,6 @@ from llm.config.errors import ConfigError
 from llm.config.rules import Rule
 from llm.data.examples.jinja_template import JinjaTemplate
 from llm.data.examples.template import ChatTemplate, Message, stored_template
-from llm.files import read_object
 from llm.generation.model_loading import weights_are_trained
 from llm.nn.init import SkipInit
 from llm.terminal import shell
@@ -75,6 +74,7 @@ class Export(Command):
             overwrite=self.overwrite,
             settings=settings,
             origin=weights.origin,
+            record=weights.record,
         )
         for file in files:
             print(f"{file.stat().st_size:>15,} bytes  {printable(str(file))}")
@@ -85,8 +85,7 @@ class Export(Command):
 def loading_lines(folder: Path) -> str:
     """Return the code that loads an exported folder, and the command that trains it further."""
     quoted = repr(str(folder))
-    family = read_object(folder / "config.json")["model_type"]
-    words = ("train", f"weights={family}", f"weights.path={folder}")
+    words = ("train", "weights=auto", f"weights.path={folder}")
     return (
         "\nto load it:\n"
         "  from transformers import AutoModelForCausalLM, AutoTokenizer\n"

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
@@ -18,12 +19,14 @@ from llm.tokenizers.base import Tokenizer
 from llm.weights.families import match_family
 from llm.weights.folder_settings import CONFIG, GENERATION, IDS, SETTINGS_FILES, FolderSettings
 from llm.weights.huggingface import DESCRIPTION, SAFETENSORS
+from llm.weights.model_card import model_card
 from llm.weights.model_parts import dtype_of
 from llm.weights.tokenizer_files import settings_of, write_tokenizer
 
 # Keys of config.json: the program that wrote the folder, and a digest of the model or run.
 MARK = "exported_by"
 ORIGIN = "exported_from"
+CARD = "README.md"
 
 
 def write_folder(
@@ -35,8 +38,9 @@ def write_folder(
     overwrite: bool = False,
     settings: FolderSettings | None = None,
     origin: str = "",
+    record: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write config.json, the weights, the tokenizer and the chat template of a model.
+    """Write config.json, the weights, the tokenizer, the chat template and the card of a model.
 
     Writes into a temporary folder and then moves the complete files. Replaces an earlier export of the same weights.
 
@@ -48,6 +52,7 @@ def write_folder(
         overwrite: whether the folder may contain other files.
         settings: special tokens, chat template and generation; None for those of `settings_of`.
         origin: identifies the weights, see `require_free_folder`.
+        record: the record of the run that trained the model, for the card.
 
     Returns:
         The files.
@@ -73,6 +78,14 @@ def write_folder(
         write_json(partial / CONFIG, config)
         generation = settings.ids if settings.generation is None else settings.generation
         write_json(partial / GENERATION, generation)
+        card = model_card(
+            model,
+            title=match.family.title,
+            name=folder.name,
+            record=record or {},
+            has_template=settings.chat_template is not None,
+        )
+        (partial / CARD).write_text(card, encoding="utf-8")
         _write_weights(match.tensors(), partial, max_bytes=int(max_shard_gb * 1e9))
         return _move(partial, folder)
     finally:
@@ -130,7 +143,13 @@ def _write_weights(state: Mapping[str, Tensor], folder: Path, *, max_bytes: int)
 def _move(partial: Path, folder: Path) -> list[Path]:
     """Replace the model's files in the folder."""
     folder.mkdir(exist_ok=True)
-    patterns = ("model*.safetensors", f"{SAFETENSORS}.index.json", *DESCRIPTION, *SETTINGS_FILES)
+    patterns = (
+        "model*.safetensors",
+        f"{SAFETENSORS}.index.json",
+        *DESCRIPTION,
+        *SETTINGS_FILES,
+        CARD,
+    )
     for old in {file for pattern in patterns for file in folder.glob(pattern)}:
         old.unlink()
     # config.json comes last: a folder without one is not a model.

@@ -1,0 +1,102 @@
+"""The model card of an exported folder: what the model is, how it was trained, and how to load it.
+
+Mitchell et al. 2019, "Model cards for model reporting"; the header has the keys of Hugging Face's hub.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from llm.units import format_number
+
+# Keys of a run's record that say how it was trained, and what the card calls them. No paths and no command line, which
+# contains paths: a folder is for others.
+RECORDED = {
+    "task": "task",
+    "seed": "seed",
+    "steps": "optimizer steps",
+    "tokens": "tokens",
+    "best_step": "step of these weights",
+    "devices": "devices",
+    "machine": "machine",
+    "started": "begun",
+    "ended": "ended",
+    "data": "digest of the data",
+    "fingerprint": "digest of the configuration",
+    "commit": "commit of the code",
+}
+CHOICES = ("experiment", "data", "tokenizer", "model", "size", "optimizer", "schedule", "adapter")
+MEASURED = ("train/loss", "val/", "eval/", "test/")
+
+
+def model_card(
+    model: nn.Module, *, title: str, name: str, record: Mapping[str, Any], has_template: bool
+) -> str:
+    """Return a model card in Markdown.
+
+    Args:
+        model: the language model.
+        title: the family that it is exported as.
+        name: name of the model.
+        record: the record of its run; empty for an imported model.
+        has_template: whether it has a chat template.
+    """
+    size = sum(parameter.numel() for parameter in model.parameters())
+    sections = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---",
+        f"# {name}",
+        f"A language model with {format_number(size)} parameters in the format of {title}.",
+        "\n".join(_usage(has_template=has_template)),
+    ]
+    if record:
+        sections += ["## Training", _table(_training(record), "setting", "value")]
+        if measured := dict(_measured(record)):
+            sections += ["## Results", _table(measured, "metric", "value")]
+        versions = record.get("versions") or {}
+        sections += ["## Versions", _table(versions, "package", "version")]
+    return "\n\n".join(sections) + "\n"
+
+
+def _usage(*, has_template: bool) -> Iterator[str]:
+    """Yield the code that loads a folder, without the name of the folder, which may be moved."""
+    yield "```python"
+    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    yield ""
+    yield 'folder = "."  # this folder'
+    yield "tokenizer = AutoTokenizer.from_pretrained(folder)"
+    yield "model = AutoModelForCausalLM.from_pretrained(folder)"
+    if has_template:
+        yield 'messages = [{"role": "user", "content": "Who are you?"}]'
+        yield (
+            "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="
+            '"pt", return_dict=True)'
+        )
+    else:
+        yield 'prompt = tokenizer("Once upon a time", return_tensors="pt")'
+    yield "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))"
+    yield "```"
+
+
+def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's record says about the training."""
+    tokens = (record.get("metrics") or {}).get("tokens")
+    known = {**record, "tokens": None if tokens is None else int(tokens)}
+    choices = record.get("choices") or {}
+    chosen = {key: choices[key] for key in CHOICES if choices.get(key) not in (None, "none")}
+    own = {label: known[key] for key, label in RECORDED.items() if known.get(key) is not None}
+    return {**own, **chosen}
+
+
+def _measured(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the metrics of the last step, rounded."""
+    for name, value in (record.get("metrics") or {}).items():
+        if name.startswith(MEASURED) and isinstance(value, int | float):
+            yield name, f"{value:.4g}"
+
+
+def _table(rows: Mapping[str, Any], *head: str) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(head)} |", "|---|---|"]
+    shown = ((key, f"{value:,}" if type(value) is int else value) for key, value in rows.items())
+    return "\n".join([*lines, *(f"| {key} | {value} |" for key, value in shown)])

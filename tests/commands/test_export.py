@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from hydra import compose, initialize_config_module
@@ -222,3 +223,34 @@ def test_adapter_is_merged_into_the_export(base, composed, tmp_path):
     torch.testing.assert_close(theirs(TOKENS).logits, adapted(TOKENS), rtol=0, atol=1e-5)
     before = RunWeights(str(base.path)).model()
     assert not torch.allclose(before(TOKENS), adapted(TOKENS), atol=1e-3)
+
+
+@torch.no_grad()
+def test_default_model_and_finetunes_of_it_are_exported(talk, tmp_path, monkeypatch, capsys):
+    """The model of `make train`, an instruction run on it, and an adapter on that."""
+    monkeypatch.chdir(tmp_path)
+    short = ["trainer.max_steps=2", "trainer.val_batches=1", "callbacks.samples=null"]
+    done = forked.run(["train", "name=base", "hardware=cpu", "hardware.precision=32", *short])
+    assert done.returncode == 0, done.stderr
+    base = tmp_path / "outputs" / "pretraining" / "base"
+    chat = instructed(base, talk, tmp_path / "chat", "weights=run", f"weights.path={base}")
+    words = ["weights=run", f"weights.path={chat.path}", "adapter=lora"]
+    adapted = instructed(chat.path, talk, tmp_path / "adapted", *words)
+    for path in (base, chat.path, adapted.path):
+        folder = tmp_path / f"{path.name}_out"
+        exported(f"weights.path={path}", f"output={folder}")
+        ours, theirs = RunWeights(str(path)).model(), AutoModelForCausalLM.from_pretrained(folder)
+        tokens = TOKENS % ours.vocab_size
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens), rtol=0, atol=1e-5)
+        assert theirs.config.model_type == "qwen3"
+        assert theirs.config.hidden_act == "relu"
+        asked = AutoTokenizer.from_pretrained(folder)("def train(", return_tensors="pt")
+        made = theirs.generate(**asked, max_new_tokens=12, do_sample=False)[0, -12:]
+        cache = ours.new_cache(1)
+        step = ours(asked["input_ids"], cache=cache)
+        found = []
+        for _ in range(12):
+            found.append(step[:, -1].argmax(dim=-1, keepdim=True))
+            step = ours(found[-1], cache=cache)
+        assert torch.equal(torch.cat(found, dim=1)[0], made)
+    assert (tmp_path / "adapted_out" / "chat_template.jinja").is_file()

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from made_folders import SHAPES, make_folder, settings_in, tokenizer_of
-from omegaconf import OmegaConf
 from small_runs import command_of, run_command
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -188,14 +187,6 @@ def test_openai_weights_are_exported_for_hugging_face(tmp_path):
     expected = AutoModelForCausalLM.from_pretrained(ORIGINAL.with_name("converted"))
     for name, tensor in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
-
-
-def test_classifier_is_not_exported(base, tmp_path):
-    config = OmegaConf.load(base.config)
-    config.task.model = {"_target_": "llm.models.classifier.Classifier", "body": config.model}
-    OmegaConf.save(config, base.config)
-    with pytest.raises(ConfigError, match=r"contains a Classifier; export a language model"):
-        exported(f"weights.path={base.path}", f"output={tmp_path / 'out'}")
 
 
 def test_export_fails_with_one_line_before_anything_is_read(tmp_path, monkeypatch, capsys):

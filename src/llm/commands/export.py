@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 
 from llm.config.base import Command
 from llm.config.build import config_errors_at
-from llm.config.errors import ConfigError
 from llm.config.rules import Rule
 from llm.data.examples.jinja_template import JinjaTemplate
 from llm.data.examples.template import ChatTemplate, Message, stored_template
 from llm.generation.model_loading import weights_are_trained
+from llm.models.classifier import Classifier
 from llm.nn.init import SkipInit
 from llm.terminal import shell
 from llm.terminal.console import printable
@@ -38,7 +38,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Command):
-    """Export a language model as a folder for Hugging Face's library. An adapter is merged into its weights."""
+    """Export a language model or a classifier for Hugging Face's library. An adapter is merged into its weights."""
 
     output: str
     max_shard_gb: float
@@ -59,11 +59,10 @@ class Export(Command):
         """
         weights, folder = self.weights, Path(self.output)
         require_free_folder(folder, overwrite=self.overwrite, origin=weights.origin)
-        require_language_model(weights)
         tokenizer = weights.tokenizer()
         settings = settings_for(weights, tokenizer)
         with SkipInit():
-            model = weights.language_model()
+            model = weights.model()
         if (dtype := DTYPES.get(str(self.dtype or weights.dtype))) is not None:
             model = model.to(dtype)
         files = write_folder(
@@ -75,25 +74,35 @@ class Export(Command):
             settings=settings,
             origin=weights.origin,
             record=weights.record,
+            labels=labels_of(weights),
         )
         for file in files:
             print(f"{file.stat().st_size:>15,} bytes  {printable(str(file))}")
-        print(loading_lines(folder))
+        print(loading_lines(folder, is_classifier=isinstance(model, Classifier)))
         return files
 
 
-def loading_lines(folder: Path) -> str:
-    """Return the code that loads an exported folder, and the command that trains it further."""
+def loading_lines(folder: Path, *, is_classifier: bool) -> str:
+    """Return the code that loads an exported folder, and the command that trains a language model further."""
     quoted = repr(str(folder))
-    words = ("train", "weights=auto", f"weights.path={folder}")
-    return (
-        "\nto load it:\n"
-        "  from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"  model = AutoModelForCausalLM.from_pretrained({quoted})\n"
-        f"  tokenizer = AutoTokenizer.from_pretrained({quoted})\n"
-        "or, to train it further here:\n"
-        f"  {shell.command_line(shell.program(), *words)}"
-    )
+    kind = "AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM"
+    lines = [
+        "\nto load it:",
+        f"  from transformers import {kind}, AutoTokenizer",
+        f"  model = {kind}.from_pretrained({quoted})",
+        f"  tokenizer = AutoTokenizer.from_pretrained({quoted})",
+    ]
+    if not is_classifier:
+        words = ("train", "weights=auto", f"weights.path={folder}")
+        command = shell.command_line(shell.program(), *words)
+        lines += ["or, to train it further here:", f"  {command}"]
+    return "\n".join(lines)
+
+
+def labels_of(weights: Weights) -> Sequence[str]:
+    """Return the names of a classifier's classes; for another model, one that it does not use."""
+    classes = OmegaConf.select(weights.config, "data.classes")
+    return [*classes] if classes else ["reward"]
 
 
 def settings_for(weights: Weights, tokenizer: Tokenizer) -> FolderSettings:
@@ -139,17 +148,3 @@ def as_jinja(template: ChatTemplate, tokenizer: Tokenizer, tokens: Mapping[str, 
         "generate from the tokens that llm chat uses"
     )
     return template.jinja(begin)
-
-
-def require_language_model(weights: Weights) -> None:
-    """Require a language model.
-
-    Raises:
-        ConfigError: the model is a classifier or a reward model.
-    """
-    config = weights.config
-    whole = OmegaConf.select(config, "task.model._target_")
-    if whole not in (None, config.model._target_):
-        raise ConfigError(
-            f"weights.path: {weights.path} contains a {whole.rpartition('.')[2]}; export a language model instead"
-        )

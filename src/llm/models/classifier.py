@@ -111,6 +111,7 @@ class Classifier(nn.Module):
             on few texts memorizes them by their rare words.
         distinct: whether the pooling reads each distinct token once, because whether a word occurs says more than
             how often. It reads the last position, whose state depends on the most text under a causal mask.
+        bias: whether the head has a bias; the classifiers of Hugging Face's library have none.
 
     Raises:
         ValueError: num_classes is not positive, or token_dropout is outside of [0, 1).
@@ -125,6 +126,7 @@ class Classifier(nn.Module):
         dropout: float = 0.0,
         token_dropout: float = 0.0,
         distinct: bool = False,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -140,10 +142,11 @@ class Classifier(nn.Module):
         body.head = nn.Identity()
         self.body = body
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(dim, num_classes)
+        self.head = nn.Linear(dim, num_classes, bias=bias)
         # As in the body; so small that all classes begin with nearly equal probability.
         nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        if bias:
+            nn.init.zeros_(self.head.bias)
 
     def forward(
         self, tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None = None

@@ -75,13 +75,14 @@ class Match(NamedTuple):
     def tensors(self) -> dict[str, Tensor]:
         """Return the parameters by the published names."""
         state = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
-        any_tensor = next(iter(state.values()))
+        any_tensor = state["embedding.weight"]
         state |= {name: any_tensor.new_zeros(shape) for name, shape in self.zeros.items()}
         settings = {**self.family.defaults, **self.settings}
         key_map = self.family.key_map(settings)
         tensors = key_map.to_theirs(state)
-        if settings["tie_word_embeddings"]:
-            tensors = {name: each for name, each in tensors.items() if name not in key_map.shared}
+        tied = key_map.shared if settings["tie_word_embeddings"] else ()
+        # A head on the device `meta` is that of a classifier, which has none.
+        tensors = {n: t for n, t in tensors.items() if n not in tied and not t.is_meta}
         return _apart(tensors)
 
 

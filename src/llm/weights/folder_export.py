@@ -3,7 +3,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,18 @@ from torch import Tensor, nn
 from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.files import write_json
+from llm.models.classifier import Classifier
 from llm.tokenizers.base import Tokenizer
+from llm.weights.classifier_export import (
+    CLASSES,
+    classifier_settings,
+    split_classifier,
+    with_padding,
+)
 from llm.weights.families import match_family
 from llm.weights.folder_settings import CONFIG, GENERATION, IDS, SETTINGS_FILES, FolderSettings
 from llm.weights.huggingface import DESCRIPTION, SAFETENSORS
-from llm.weights.model_card import model_card
+from llm.weights.model_card import CHAT, CLASSIFY, CONTINUE, model_card
 from llm.weights.model_parts import dtype_of
 from llm.weights.tokenizer_files import settings_of, write_tokenizer
 
@@ -39,13 +46,14 @@ def write_folder(
     settings: FolderSettings | None = None,
     origin: str = "",
     record: Mapping[str, Any] | None = None,
+    labels: Sequence[str] = ("reward",),
 ) -> list[Path]:
     """Write config.json, the weights, the tokenizer, the chat template and the card of a model.
 
     Writes into a temporary folder and then moves the complete files. Replaces an earlier export of the same weights.
 
     Args:
-        model: a language model; parameters keep their dtype.
+        model: a language model, or a classifier over one; parameters keep their dtype.
         tokenizer: its tokenizer.
         folder: the folder to write.
         max_shard_gb: maximum size of a file of weights, in gigabytes.
@@ -53,6 +61,7 @@ def write_folder(
         settings: special tokens, chat template and generation; None for those of `settings_of`.
         origin: identifies the weights, see `require_free_folder`.
         record: the record of the run that trained the model, for the card.
+        labels: names of the classes, if the model is a classifier.
 
     Returns:
         The files.
@@ -61,11 +70,13 @@ def write_folder(
         ConfigError: the library has no counterpart for a part of the model or for the tokenizer, or the folder
             contains something else.
     """
-    match = match_family(model)
+    body, classes = split_classifier(model) if isinstance(model, Classifier) else (model, None)
+    match = match_family(body)
     require_free_folder(folder, overwrite=overwrite, origin=origin)
     if max_shard_gb <= 0:
         raise ConfigError(f"max_shard_gb: {max_shard_gb} is not positive; use a number such as 5")
     settings = settings or settings_of(tokenizer)
+    settings = settings if classes is None else with_padding(settings, tokenizer)
     length = match.settings.get("n_positions", match.model.context_length)
     mark = {MARK: f"llm {metadata.version('llm-hydra')}", ORIGIN: origin}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +86,10 @@ def write_folder(
             write_tokenizer(tokenizer, partial, context_length=length, settings=settings)
         ids = {**dict.fromkeys(IDS), **settings.ids}  # the families have other defaults
         config = {**match.settings, **ids, "dtype": dtype_of(model), **mark}
+        tensors = match.tensors()
+        if classes is not None:
+            config |= classifier_settings(match.settings["architectures"][0], labels)
+            tensors[CLASSES] = classes
         write_json(partial / CONFIG, config)
         generation = settings.ids if settings.generation is None else settings.generation
         write_json(partial / GENERATION, generation)
@@ -83,10 +98,10 @@ def write_folder(
             title=match.family.title,
             name=folder.name,
             record=record or {},
-            has_template=settings.chat_template is not None,
+            use=CLASSIFY if classes is not None else CHAT if settings.chat_template else CONTINUE,
         )
         (partial / CARD).write_text(card, encoding="utf-8")
-        _write_weights(match.tensors(), partial, max_bytes=int(max_shard_gb * 1e9))
+        _write_weights(tensors, partial, max_bytes=int(max_shard_gb * 1e9))
         return _move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

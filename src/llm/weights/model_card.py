@@ -3,8 +3,8 @@
 Mitchell et al. 2019, "Model cards for model reporting"; the header has the keys of Hugging Face's hub.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -30,8 +30,47 @@ CHOICES = ("experiment", "data", "tokenizer", "model", "size", "optimizer", "sch
 MEASURED = ("train/loss", "val/", "eval/", "test/")
 
 
+class Use(NamedTuple):
+    """How a model is used.
+
+    Attributes:
+        pipeline: its kind on the hub.
+        kind: the class that loads it.
+        lines: code that uses `model` and `tokenizer`.
+    """
+
+    pipeline: str
+    kind: str
+    lines: Sequence[str]
+
+
+GENERATE = "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))"
+CONTINUE = Use(
+    "text-generation",
+    "AutoModelForCausalLM",
+    ['prompt = tokenizer("Once upon a time", return_tensors="pt")', GENERATE],
+)
+CHAT = CONTINUE._replace(
+    lines=[
+        'messages = [{"role": "user", "content": "Who are you?"}]',
+        "prompt = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+        ")",
+        GENERATE,
+    ]
+)
+CLASSIFY = Use(
+    "text-classification",
+    "AutoModelForSequenceClassification",
+    [
+        'logits = model(**tokenizer("This is a text.", return_tensors="pt")).logits',
+        "print(model.config.id2label, logits.softmax(dim=-1))",
+    ],
+)
+
+
 def model_card(
-    model: nn.Module, *, title: str, name: str, record: Mapping[str, Any], has_template: bool
+    model: nn.Module, *, title: str, name: str, record: Mapping[str, Any], use: Use
 ) -> str:
     """Return a model card in Markdown.
 
@@ -40,14 +79,14 @@ def model_card(
         title: the family that it is exported as.
         name: name of the model.
         record: the record of its run; empty for an imported model.
-        has_template: whether it has a chat template.
+        use: how it is used.
     """
     size = sum(parameter.numel() for parameter in model.parameters())
     sections = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---",
+        f"---\nlibrary_name: transformers\npipeline_tag: {use.pipeline}\n---",
         f"# {name}",
-        f"A language model with {format_number(size)} parameters in the format of {title}.",
-        "\n".join(_usage(has_template=has_template)),
+        f"A model with {format_number(size)} parameters in the format of {title}.",
+        "\n".join(["```python", *_loading(use), *use.lines, "```"]),
     ]
     if record:
         sections += ["## Training", _table(_training(record), "setting", "value")]
@@ -58,24 +97,15 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _usage(*, has_template: bool) -> Iterator[str]:
-    """Yield the code that loads a folder, without the name of the folder, which may be moved."""
-    yield "```python"
-    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
-    yield ""
-    yield 'folder = "."  # this folder'
-    yield "tokenizer = AutoTokenizer.from_pretrained(folder)"
-    yield "model = AutoModelForCausalLM.from_pretrained(folder)"
-    if has_template:
-        yield 'messages = [{"role": "user", "content": "Who are you?"}]'
-        yield (
-            "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="
-            '"pt", return_dict=True)'
-        )
-    else:
-        yield 'prompt = tokenizer("Once upon a time", return_tensors="pt")'
-    yield "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))"
-    yield "```"
+def _loading(use: Use) -> list[str]:
+    """Return the code that loads a folder."""
+    return [
+        f"from transformers import {use.kind}, AutoTokenizer",
+        "",
+        'folder = "."  # this folder, which may be moved',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        f"model = {use.kind}.from_pretrained(folder)",
+    ]
 
 
 def _training(record: Mapping[str, Any]) -> dict[str, Any]:

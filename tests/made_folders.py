@@ -8,7 +8,7 @@ import tokenizers
 import torch
 from made_tokenizers import PROSE, byte_level, sentencepiece_like
 from tokenizers import normalizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 CHATML = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
@@ -92,6 +92,7 @@ class Shape(NamedTuple):
         sampling: further generation settings.
         dtype: of the weights.
         is_sentencepiece: whether the tokenizer is like Llama 2's.
+        model_type: the family in config.json.
     """
 
     names: list[str]
@@ -101,6 +102,7 @@ class Shape(NamedTuple):
     sampling: dict[str, Any]
     dtype: torch.dtype = torch.float32
     is_sentencepiece: bool = False
+    model_type: str = "llama"
 
 
 SHAPES = {
@@ -143,6 +145,7 @@ SHAPES = {
         {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
         ["<|im_end|>", "<|endoftext|>"],
         {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95},
+        model_type="qwen3",
     ),
     "gemma3": Shape(
         ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"],
@@ -151,7 +154,20 @@ SHAPES = {
         ["<eos>", "<end_of_turn>"],
         {"do_sample": True, "top_k": 64, "top_p": 0.95},
         is_sentencepiece=True,
+        model_type="gemma3_text",
     ),
+}
+
+SHAPES |= {
+    "mistral": SHAPES["llama2"]._replace(model_type="mistral"),
+    "mixtral": SHAPES["llama2"]._replace(model_type="mixtral"),
+    "qwen2": SHAPES["qwen3"]._replace(model_type="qwen2"),
+    "qwen3_moe": SHAPES["qwen3"]._replace(model_type="qwen3_moe"),
+    "olmo2": SHAPES["smollm2"]._replace(model_type="olmo2"),
+    "olmo3": SHAPES["smollm2"]._replace(model_type="olmo3"),
+    "gemma2": SHAPES["gemma3"]._replace(model_type="gemma2"),
+    "smollm3": SHAPES["llama3"]._replace(model_type="smollm3"),
+    "gpt_neox": SHAPES["smollm2"]._replace(model_type="gpt_neox"),
 }
 
 
@@ -172,17 +188,20 @@ def tokenizer_of(shape: Shape) -> tokenizers.Tokenizer:
 
 
 def make_folder(shape: Shape, folder: Path, **sizes: Any) -> Path:
-    """Write the folder of a small Llama, as Hugging Face's library does."""
+    """Write the folder of a small model, as Hugging Face's library does."""
     backend = tokenizer_of(shape)
     ids = {role: backend.token_to_id(name) for role, name in shape.roles.items()}
     ends = [backend.token_to_id(name) for name in shape.ends]
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        shape.model_type,
         **{
             "vocab_size": backend.get_vocab_size(),
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_hidden_layers": 1,
             "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
             "max_position_embeddings": 256,
             **sizes,
         },
@@ -191,7 +210,7 @@ def make_folder(shape: Shape, folder: Path, **sizes: Any) -> Path:
         pad_token_id=ids.get("pad_token"),
     )
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(shape.dtype)
+    model = AutoModelForCausalLM.from_config(config).to(shape.dtype)
     for name, value in shape.sampling.items():
         setattr(model.generation_config, name, value)
     model.generation_config.eos_token_id = config.eos_token_id

@@ -179,7 +179,7 @@ def test_published_chat_model_uses_its_own_template(tmp_path, monkeypatch):
     monkeypatch.setattr("llm.commands.chat.stream_tokens", stream)
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/system Be loud.\nagain\n"))
     with initialize_config_module("llm.conf", version_base="1.3"):
-        run_command(compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS]))
+        run_command(compose("chat", ["weights=auto", f"weights.path={folder}", *WORDS]))
     (first, ends), (second, _) = asked
     begin = "<|im_start|>system\nYou are brief.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
     assert first == begin + "<|im_start|>assistant\n"
@@ -194,7 +194,7 @@ def test_published_chat_model_uses_its_own_template(tmp_path, monkeypatch):
 def test_failing_chat_template_is_reported_in_one_line(source, tmp_path):
     folder = make_folder(SHAPES["smollm2"]._replace(template=source), tmp_path / "folder")
     with initialize_config_module("llm.conf", version_base="1.3"):
-        config = compose("chat", ["weights=llama", f"weights.path={folder}", *WORDS])
+        config = compose("chat", ["weights=auto", f"weights.path={folder}", *WORDS])
     with pytest.raises(ConfigError, match=r"^template: the model's chat template fails: ") as error:
         run_command(config)
     assert len(str(error.value).splitlines()) == 1

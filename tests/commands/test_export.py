@@ -83,7 +83,7 @@ def talk(tmp_path):
 def instructed(folder, talk, directory, *words):
     """A run that finetuned a published chat model."""
     words = [
-        *("experiment=instruct", "weights=llama", f"weights.path={folder}"),
+        *("experiment=instruct", "weights=auto", f"weights.path={folder}"),
         *("data=instruction", f"data.path={talk}", "data.test_fraction=0", "data.batch_size=4"),
         *("hardware=cpu", "hardware.precision=32", "hardware.threads=1"),
         *("callbacks.picture=null", "callbacks.response_samples=null"),
@@ -169,7 +169,7 @@ def test_exported_template_encodes_a_prompt_as_in_training(shape, name, capsys):
 @pytest.mark.parametrize("experiment", ["instruct", "prefer", "reward", "grpo"])
 def test_finetuned_chat_model_is_exported_with_the_template_of_its_base(experiment, tmp_path):
     folder = make_folder(SHAPES["qwen3"], tmp_path / "folder")
-    words = [f"experiment={experiment}", "weights=llama", f"weights.path={folder}"]
+    words = [f"experiment={experiment}", "weights=auto", f"weights.path={folder}"]
     with initialize_config_module("llm.conf", version_base="1.3"):
         config = compose("train", words + ["reward=length"] * (experiment == "grpo"))
     template = build(command_of(config, ".", words).tree.data.template)

@@ -15,8 +15,8 @@ from llm.data.examples.template import Message
 from llm.generation.generation_settings import GenerationSettings
 from llm.generation.sampling import Sampler
 from llm.generation.text_generation import complete_prompts, first_tokens
+from llm.weights.auto import open_weights
 from llm.weights.folder_settings import read_settings
-from llm.weights.llama import LlamaWeights
 
 TALK = [
     Message("user", "the cat"),
@@ -41,7 +41,7 @@ def folder(request, folders):
 
 @pytest.fixture
 def weights(folder):
-    return LlamaWeights(str(folder))
+    return open_weights(str(folder))
 
 
 def plain(messages):
@@ -50,7 +50,7 @@ def plain(messages):
 
 def export(*overrides):
     with initialize_config_module("llm.conf", version_base="1.3"):
-        return run_command(compose("export", ["weights=llama", *overrides]))
+        return run_command(compose("export", ["weights=auto", *overrides]))
 
 
 @pytest.mark.parametrize("messages", [TALK[:1], TALK[:3], [SYSTEM, TALK[0]]])
@@ -101,7 +101,7 @@ def test_each_end_token_of_the_generation_settings_is_read(folder, weights):
 
 
 def test_special_tokens_are_not_text_and_each_end_token_ends_it(folders):
-    weights = LlamaWeights(str(folders["llama3"]))
+    weights = open_weights(str(folders["llama3"]))
     tokenizer, model = weights.tokenizer(), weights.model()
     header = tokenizer.special_tokens["<|start_header_id|>"]
     for end in SHAPES["llama3"].ends:
@@ -212,13 +212,13 @@ def test_a_token_with_a_role_is_special(copied):
     end = next(t for t in definition["added_tokens"] if t["content"] == "<|im_end|>")
     end["special"] = False
     file.write_text(json.dumps(definition))
-    tokenizer = LlamaWeights(str(copied)).tokenizer()
+    tokenizer = open_weights(str(copied)).tokenizer()
     assert tokenizer.end_of_text == end["id"]
     assert tokenizer.encode("<|im_end|>") != [end["id"]]
     definition["added_tokens"].remove(end)
     definition["model"]["vocab"]["<|im_end|>"] = end["id"]
     file.write_text(json.dumps(definition))
-    assert LlamaWeights(str(copied)).tokenizer().end_of_text == end["id"]
+    assert open_weights(str(copied)).tokenizer().end_of_text == end["id"]
 
 
 @pytest.mark.parametrize(
@@ -245,11 +245,11 @@ def test_interpolations_in_a_template_are_not_resolved(copied, monkeypatch):
     (copied / "chat_template.jinja").write_text(
         "${oc.env:SECRET}\n{{ messages[0].content }}<|im_end|>"
     )
-    template = build(LlamaWeights(str(copied)).config.data.template)
+    template = build(open_weights(str(copied)).config.data.template)
     assert template.render(TALK[:1]) == "${oc.env:SECRET}\nthe cat<|im_end|>"
 
 
 def test_empty_prompt_starts_with_the_first_token_of_a_text(folders):
     for name, expected in {"llama2": [1], "smollm2": None}.items():
-        tokenizer = LlamaWeights(str(folders[name])).tokenizer()
+        tokenizer = open_weights(str(folders[name])).tokenizer()
         assert first_tokens(tokenizer, "") == (expected or [tokenizer.end_of_text])

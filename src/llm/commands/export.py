@@ -62,7 +62,7 @@ class Export(Command):
         tokenizer = weights.tokenizer()
         settings = settings_for(weights, tokenizer)
         with SkipInit():
-            model = weights.model()
+            model = weights.merged()
         if (dtype := DTYPES.get(str(self.dtype or weights.dtype))) is not None:
             model = model.to(dtype)
         files = write_folder(

@@ -15,6 +15,7 @@ from llm.data.corpora.text import TextDataModule
 from llm.data.examples.instruction import InstructionDataModule
 from llm.evaluation.response_scores import Response, read_responses
 from llm.runs import RESULTS, Run
+from llm.weights.auto import is_run, open_weights
 from llm.weights.run import RunWeights, read_config
 
 
@@ -89,6 +90,8 @@ def run_config(node: Mapping[str, Any]) -> DictConfig | None:
     """Return the configuration of the run in a node `weights`; None if the weights are not a run's."""
     trust = node.get("trust") or ()
     made = locate(str(node.get("_target_")), trust)
+    if made is open_weights and is_run(node["path"]):
+        made = RunWeights
     if not (inspect.isclass(made) and issubclass(made, RunWeights)):
         return None
     return read_config(Run(Path(node["path"])).config, trust)

@@ -11,6 +11,11 @@ from llm.weights.huggingface import Folder, download
 from llm.weights.run import RunWeights
 
 
+def is_run(path: str) -> bool:
+    """Return whether a path is a run directory."""
+    return (Path(path) / "run.json").is_file()
+
+
 def open_weights(
     path: str, *, context_length: int | None = None, trust: Sequence[str] = ()
 ) -> Weights:
@@ -25,7 +30,7 @@ def open_weights(
         ConfigError: there are no such files, or they are of an unknown family.
     """
     folder = Path(path)
-    if (folder / "run.json").is_file():
+    if is_run(path):
         if context_length is not None:
             raise ConfigError(
                 f"weights.context_length: {path} is a run, which has its own context length; leave it out"

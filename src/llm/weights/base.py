@@ -84,6 +84,14 @@ class Weights(ABC):
         """
         return self.language_model().eval()
 
+    def merged(self) -> nn.Module:
+        """Return the model with an adapter, if it has one, merged into its weights.
+
+        Raises:
+            ConfigError: see `language_model`.
+        """
+        return self.model()
+
     def language_model(self) -> nn.Module:
         """Return the language model alone, with adapters merged.
 

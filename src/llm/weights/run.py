@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -171,6 +171,15 @@ class RunWeights(Weights):
             state = self.parameters()
             fill(model, _below("body.", state) or state, grow=TABLES)
             return
+        trained = self.merged()
+        fill(model, in_memory(getattr(trained, "body", trained).state_dict()), grow=TABLES)
+
+    def merged(self) -> nn.Module:
+        """Return the model, a classifier included, with its adapter merged into the weights.
+
+        Raises:
+            ConfigError: see `model`; or the adapter cannot be merged.
+        """
         trained = self.model()
         merge_updates(trained)
         if any(isinstance(module, Adapted) for module in trained.modules()):
@@ -178,7 +187,7 @@ class RunWeights(Weights):
                 f"weights.path: {self.path} has a prefix adapter, which cannot be merged into the weights; "
                 "start from its base, or from a run with another adapter"
             )
-        fill(model, in_memory(getattr(trained, "body", trained).state_dict()), grow=TABLES)
+        return trained
 
     def parameters(self) -> dict[str, LazyTensor]:
         """Return the tensors of the checkpoint by name, unread.
@@ -266,6 +275,7 @@ def require_source(config: DictConfig) -> None:
     node = config.weights
     target = OmegaConf.select(node, "_target_") if isinstance(node, DictConfig) else None
     made = locate(str(target), config.trust) if target else None
+    made = get_type_hints(made).get("return") if inspect.isfunction(made) else made
     if not (inspect.isclass(made) and issubclass(made, Weights)) or "path" not in node:
         raise ConfigError(
             f"weights: {target} in the run's config.yaml is not a source of weights; {RESTORE}"

@@ -1,0 +1,14 @@
+"""The library `gguf`, which an extra of this package installs."""
+
+from typing import Any
+
+from llm.data.optional_library import import_optional
+
+
+def gguf_library() -> Any:
+    """Return the library `gguf`.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    return import_optional("gguf", library="gguf", extra="gguf", user="GGUF")

@@ -25,7 +25,7 @@ from llm.weights.gguf_rotation import (
     read_ropes,
 )
 from llm.weights.huggingface import Settings
-from llm.weights.windows import FULL, LOCAL
+from llm.weights.layer_windows import FULL, LOCAL
 
 Values = dict[str, Any]
 
@@ -310,7 +310,7 @@ GGUF_FAMILIES = {
         *(InputsLast(), _describe_nothing, _read_nothing),
     ),
     "mamba2": GGUFFamily(
-        *("mamba2", MAMBA2, {"use_bias": False}, StateSpace(), _mamba2, _read_mamba2),
+        *("mamba2", MAMBA2, {"use_bias": False, "n_groups": 1}, StateSpace(), _mamba2, _read_mamba2),
     ),
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llm.config.errors import ConfigError
 from llm.nn.rotary_scaling import Llama3Scaling
-from llm.weights.windows import FULL, LOCAL
+from llm.weights.layer_windows import FULL, LOCAL
 
 Values = dict[str, Any]
 

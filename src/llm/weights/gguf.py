@@ -1,6 +1,5 @@
 """Weights in a GGUF file, the format of llama.cpp."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +11,9 @@ from llm.config.build import config_errors_at
 from llm.tokenizers.base import Tokenizer
 from llm.weights.families import FAMILIES
 from llm.weights.folder_settings import FolderSettings
-from llm.weights.gguf_families import published_tensors, settings_in
+from llm.weights.gguf_families import settings_in
 from llm.weights.gguf_file import DTYPES, GGUFFile, read_gguf
+from llm.weights.gguf_tensors import published_tensors
 from llm.weights.gguf_tokenizer import read_gguf_tokenizer, read_settings
 from llm.weights.huggingface import Architecture, Folder, HuggingFaceWeights, Settings
 from llm.weights.key_map import KeyMap

@@ -15,9 +15,10 @@ from llm.files import replacing
 from llm.tokenizers.base import Tokenizer
 from llm.weights.families import match_family
 from llm.weights.folder_settings import FolderSettings
-from llm.weights.gguf_families import Planned, family_for_export, plan, values_of
+from llm.weights.gguf_families import family_for_export, values_of
 from llm.weights.gguf_file import read_gguf
 from llm.weights.gguf_library import gguf_library
+from llm.weights.gguf_tensors import Planned, plan
 from llm.weights.gguf_tokenizer import describe_tokenizer
 from llm.weights.ollama import modelfile, require_free_modelfile, write_modelfile
 from llm.weights.tokenizer_files import settings_of
@@ -63,7 +64,7 @@ def write_gguf(
         The files.
 
     Raises:
-        ConfigError: llama.cpp has no counterpart of a part of the model or of the tokenizer, or the path is another file.
+        ConfigError: llama.cpp has no counterpart of the model or the tokenizer, or the path is another file.
     """
     match = match_family(model)
     family = family_for_export(match)

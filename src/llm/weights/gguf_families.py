@@ -4,23 +4,18 @@ The names of tensors are those of the library `gguf`. A family of `config.json` 
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from llm.checkpoints.lazy_tensor import LazyTensor
 from llm.config.errors import ConfigError
-from llm.weights.families import FAMILIES, Match
+from llm.weights.families import Match
 from llm.weights.gguf_file import GGUFFile
 from llm.weights.gguf_layouts import InputsLast, Interleaved, Layout, ScaledByOneMore, StateSpace
 from llm.weights.gguf_library import gguf_library
 from llm.weights.gguf_rotation import (
     FREQUENCIES,
     describe_rope,
-    frequency_factors,
     read_rope,
     read_ropes,
 )
@@ -69,7 +64,6 @@ MAMBA2 = {
 SILU = {"hidden_act": "silu"}
 
 Demands = Mapping[str, Any]
-Rotation = Callable[[Settings], Values]
 
 
 @dataclass(frozen=True)
@@ -177,7 +171,7 @@ def _read_windows(file: GGUFFile, values: Values, *, every: int, local_theta: fl
         is_local = [bool((n + 1) % given) if given else True for n in range(number)]
     if len(is_local) != number:
         raise ConfigError(
-            f"weights.path: {PATTERN} is for {len(is_local)} layers, but the model has {number}; download the file again"
+            f"weights.path: {PATTERN} is for {len(is_local)} of {number} layers; download the file again"
         )
     return {
         "rope_parameters": read_ropes(values, local_theta=local_theta),
@@ -310,7 +304,14 @@ GGUF_FAMILIES = {
         *(InputsLast(), _describe_nothing, _read_nothing),
     ),
     "mamba2": GGUFFamily(
-        *("mamba2", MAMBA2, {"use_bias": False, "n_groups": 1}, StateSpace(), _mamba2, _read_mamba2),
+        *(
+            "mamba2",
+            MAMBA2,
+            {"use_bias": False, "n_groups": 1},
+            StateSpace(),
+            _mamba2,
+            _read_mamba2,
+        ),
     ),
 }
 
@@ -346,45 +347,6 @@ def values_of(match: Match, family: GGUFFamily) -> Values:
     return {**sizes, **family.describe(settings)}
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A tensor to write.
-
-    Attributes:
-        name: its name in the file.
-        parts: the published tensors, one or those of all experts.
-        family: the family, which stores it.
-        settings: the content of config.json.
-    """
-
-    name: str
-    parts: list[Tensor]
-    family: GGUFFamily
-    settings: Settings = field(repr=False)
-
-    def tensor(self, device: str | None = None) -> Tensor:
-        """Return the tensor as it is stored; on the device `meta` its shape alone."""
-        parts = [part if device is None else part.to(device) for part in self.parts]
-        joined = torch.stack(parts) if "_exps." in self.name else parts[0]
-        return self.family.layout.stored(self.name, joined, self.settings)
-
-
-def plan(match: Match, family: GGUFFamily) -> Iterator[Planned]:
-    """Yield the tensors of a model in the order of the published ones, and those that llama.cpp needs beside them."""
-    tensors = match.tensors()
-    num_layers = values_of(match, family)["block_count"]
-    names = family.names(tensors, num_layers=num_layers)
-    if (rope := match.settings.get("rope_parameters")) and "rope_type" in rope:
-        factors = frequency_factors(rope, head_dim=match.settings["head_dim"])
-        if factors is not None:
-            yield Planned(FREQUENCIES, [factors], family, match.settings)
-    for name, theirs in names.items():
-        yield Planned(name, [tensors[each] for each in theirs], family, match.settings)
-    if family.needs_output and "output.weight" not in names:
-        (embedding,) = names["token_embd.weight"]
-        yield Planned("output.weight", [tensors[embedding]], family, match.settings)
-
-
 def settings_in(file: GGUFFile) -> Settings:
     """Return the config.json of a file.
 
@@ -405,28 +367,36 @@ def settings_in(file: GGUFFile) -> Settings:
             f"are {known}"
         )
     family = GGUF_FAMILIES[model_type]
-    settings: Settings = {"model_type": model_type}
-    for ours, theirs in family.keys.items():
-        if theirs in values:
-            if type(values[theirs]) not in (int, float):
-                raise ConfigError(
-                    f"weights.path: {arch}.{theirs}={values[theirs]!r:.60} is not a number; download the file again"
-                )
-            settings[ours] = values[theirs]
-    if "num_key_value_heads" in family.keys:
-        settings.setdefault("num_key_value_heads", settings.get("num_attention_heads"))
-        settings.setdefault("head_dim", None)
-    for key, value in family.required.items():
-        if not callable(value):
-            settings[key] = value
-    settings |= family.read(file, values)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ConfigError(
             f"weights.path: {file.path} has no tensor token_embd.weight; download the file again"
         )
-    settings["vocab_size"] = embedding.shape[0]
-    settings["tie_word_embeddings"] = "output.weight" not in file.tensors
+    return {
+        "model_type": model_type,
+        **_read_keys(family, values),
+        **family.read(file, values),
+        "vocab_size": embedding.shape[0],
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+    }
+
+
+def _read_keys(family: GGUFFamily, values: Values) -> Settings:
+    """Return the keys of config.json that values contain, and those that have one value in llama.cpp."""
+    settings: Settings = {ours: values[key] for ours, key in family.keys.items() if key in values}
+    for ours, value in settings.items():
+        if type(value) not in (int, float):
+            raise ConfigError(
+                f"weights.path: {family.arch}.{family.keys[ours]}={value!r:.60} is not a number; download the file again"
+            )
+    if "num_key_value_heads" in family.keys:
+        settings.setdefault("num_key_value_heads", settings.get("num_attention_heads"))
+        settings.setdefault("head_dim", None)
+    for key, value in family.required.items():
+        if not callable(value) and settings.setdefault(key, value) != value:
+            raise ConfigError(
+                f"weights.path: {family.arch}.{family.keys[key]}={settings[key]} is not supported, only {value}"
+            )
     return settings
 
 
@@ -437,47 +407,3 @@ def _model_type(arch: Any, values: Values) -> str | None:
     if arch == "olmo2" and values.get(WINDOW):
         return "olmo3"
     return next((name for name, family in GGUF_FAMILIES.items() if family.arch == arch), None)
-
-
-def published_tensors(file: GGUFFile, settings: Settings) -> dict[str, LazyTensor]:
-    """Return the tensors of a file by their published names, unread; unknown ones keep their names.
-
-    Raises:
-        ConfigError: the layers are not numbered as the file says.
-    """
-    family = GGUF_FAMILIES[settings["model_type"]]
-    number = settings[next(ours for ours, key in family.keys.items() if key == "block_count")]
-    ours = FAMILIES[settings["model_type"]]
-    rules = ours.key_map({**ours.defaults, **settings}).rules
-    expected = [
-        name
-        for rule in rules
-        for layer in (range(number) if "{}" in rule.ours else [0])
-        for name in rule.at(layer).theirs
-    ]
-    names = family.names(expected, num_layers=number)
-    tensors: dict[str, LazyTensor] = {}
-    for name, stored in file.tensors.items():
-        if name == FREQUENCIES:
-            continue
-        theirs = names.get(name, [name])
-        parts = stored.unbind() if "_exps." in name else [stored.lazy()]
-        if len(parts) != len(theirs):
-            raise ConfigError(
-                f"weights.path: {name} has {len(parts)} experts, but the model has {len(theirs)}; "
-                "download the file again"
-            )
-        for each, part in zip(theirs, parts, strict=True):
-            tensors[each] = _published(name, part, family, settings)
-    return tensors
-
-
-def _published(name: str, part: LazyTensor, family: GGUFFamily, settings: Settings) -> LazyTensor:
-    """Return a tensor in its published form, unread; one that cannot have it keeps its shape, which is reported."""
-    try:
-        outline = family.layout.published(name, torch.empty(part.shape, device="meta"), settings)
-    except RuntimeError:
-        return part
-    return LazyTensor(
-        name, tuple(outline.shape), lambda: family.layout.published(name, part.read(), settings)
-    )

@@ -1,6 +1,6 @@
 """Reading of GGUF, the file format of llama.cpp: values by key, then tensors, unread.
 
-    b"GGUF" | version | number of tensors | number of values | values | tensors' names, shapes and offsets | padding | data
+    "GGUF" | version | number of tensors | number of values | values | names, shapes and offsets | padding | data
 
 Numbers are little-endian. A string is its length in 8 bytes and its UTF-8 bytes. A value is its key, the number of its
 type, and its bytes. An array is the type and the number of its items, followed by the items.
@@ -130,8 +130,8 @@ def read_gguf(path: Path) -> GGUFFile:
 def _read_header(path: Path, file: BinaryIO) -> GGUFFile:
     size = file.seek(0, 2)
     file.seek(0)
-    if (start := file.read(4)) != MAGIC:
-        raise ValueError(f"it begins with {start!r} instead of {MAGIC!r}")
+    if (magic := file.read(4)) != MAGIC:
+        raise ValueError(f"it begins with {magic!r} instead of {MAGIC!r}")
     header = _Header(file, min(size, MOST_BYTES))
     version = header.number("I")
     if version not in VERSIONS:
@@ -144,13 +144,10 @@ def _read_header(path: Path, file: BinaryIO) -> GGUFFile:
     if isinstance(parts, int) and parts > 1:
         raise ValueError(f"it is one of {parts} files; merge them with llama-gguf-split --merge")
     infos = [header.tensor() for _ in range(num_tensors)]
-    alignment = values.get(ALIGNMENT, 32)
-    if not isinstance(alignment, int) or not 0 < alignment <= 2**16:
-        raise ValueError(f"{ALIGNMENT} is {alignment!r:.60}")
-    data = -(-file.tell() // alignment) * alignment
+    start = _aligned(file.tell(), values)
     tensors: dict[str, StoredTensor] = {}
     for name, kind, shape, offset in infos:
-        stored = StoredTensor(path, name, kind, shape, data + offset)
+        stored = StoredTensor(path, name, kind, shape, start + offset)
         if name in tensors:
             raise ValueError(f"the tensor {name!r:.60} occurs twice")
         if stored.start + stored.size > size:
@@ -158,6 +155,14 @@ def _read_header(path: Path, file: BinaryIO) -> GGUFFile:
         tensors[name] = stored
     _require_readable({stored.kind for stored in tensors.values()})
     return GGUFFile(path, values, tensors)
+
+
+def _aligned(position: int, values: Mapping[str, Any]) -> int:
+    """Return where the data begins, after the header and the padding."""
+    alignment = values.get(ALIGNMENT, 32)
+    if not isinstance(alignment, int) or not 0 < alignment <= 2**16:
+        raise ValueError(f"{ALIGNMENT} is {alignment!r:.60}")
+    return -(-position // alignment) * alignment
 
 
 @dataclass

@@ -50,14 +50,15 @@ def _split(pattern: str) -> list[Definition]:
     return [split, {**BYTES, "use_regex": False}]
 
 
-# The steps that cut a text, by llama.cpp's name; the first name of equal ones is written.
-RULES: dict[str, list[Definition]] = {
-    **dict.fromkeys(("gpt-2", "olmo", "mpt", "phi-2"), GPT2_PIECES),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _split(LLAMA3)),
-    **dict.fromkeys(("smaug-bpe", "dbrx"), _split(LLAMA3)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _split(QWEN2)),
-    **dict.fromkeys(("smollm", "starcoder", "refact"), [DIGITS, *GPT2_PIECES]),
-}
+# The steps that cut a text, and llama.cpp's names of the rule; the first name is written.
+_RULES = [
+    (("gpt-2", "olmo", "mpt", "phi-2"), GPT2_PIECES),
+    (("llama-bpe", "llama3", "llama-v3"), _split(LLAMA3)),
+    (("smaug-bpe", "dbrx"), _split(LLAMA3)),
+    (("qwen2", "deepseek-r1-qwen"), _split(QWEN2)),
+    (("smollm", "starcoder", "refact"), [DIGITS, *GPT2_PIECES]),
+]
+RULES = {name: steps for names, steps in _RULES for name in names}
 # Rules whose texts are normalized to NFC in the published tokenizers; llama.cpp leaves them as they are.
 NORMALIZED = ("qwen2", "deepseek-r1-qwen")
 # Rules that look up a whole piece before they merge, and which begin every text with a token.

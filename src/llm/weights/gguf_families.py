@@ -387,7 +387,7 @@ def _read_keys(family: GGUFFamily, values: Values) -> Settings:
     for ours, value in settings.items():
         if type(value) not in (int, float):
             raise ConfigError(
-                f"weights.path: {family.arch}.{family.keys[ours]}={value!r:.60} is not a number; download the file again"
+                f"weights.path: {family.arch}.{family.keys[ours]}={value!r:.60} is not a number; download it again"
             )
     if "num_key_value_heads" in family.keys:
         settings.setdefault("num_key_value_heads", settings.get("num_attention_heads"))

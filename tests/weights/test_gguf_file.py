@@ -78,6 +78,7 @@ def test_a_file_cut_anywhere_is_one_line(tmp_path):
 def test_a_changed_header_never_raises_anything_else(tmp_path):
     data = write(tmp_path / "a.gguf", kinds=["F32", "Q8_0"]).read_bytes()
     random = np.random.default_rng(0)
+    refused = 0
     for _ in range(300):
         changed = bytearray(data)
         for position in random.integers(4, data.index(b"q8_0") + 60, size=3):
@@ -85,8 +86,9 @@ def test_a_changed_header_never_raises_anything_else(tmp_path):
         (tmp_path / "b.gguf").write_bytes(changed)
         try:
             read_gguf(tmp_path / "b.gguf")
-        except ConfigError as error:
-            assert len(str(error)) < 500
+        except ConfigError:
+            refused += 1
+    assert 0 < refused < 300
 
 
 def header(tensors=0, values=b"", *, number=0, version=3):

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from llm.weights.gguf_layouts import InputsLast, Interleaved, Layout, ScaledByOneMore, StateSpace
+from llm.weights.gguf_layouts import (
+    InputsLast,
+    Interleaved,
+    ScaledByOneMore,
+    StateSpace,
+    TensorLayout,
+)
 
 SETTINGS = {"num_attention_heads": 4, "num_key_value_heads": 2, "n_groups": 3}
 SHAPES = {
@@ -20,7 +26,9 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("layout", [Layout, Interleaved, ScaledByOneMore, InputsLast, StateSpace])
+@pytest.mark.parametrize(
+    "layout", [TensorLayout, Interleaved, ScaledByOneMore, InputsLast, StateSpace]
+)
 @pytest.mark.parametrize("name", SHAPES)
 def test_published_is_the_inverse_of_stored(layout, name):
     tensor = torch.rand(SHAPES[name], generator=torch.Generator().manual_seed(0))

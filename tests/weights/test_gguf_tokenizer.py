@@ -19,7 +19,7 @@ from llm.weights.gguf_tokenizer import (
     QWEN2,
     describe_tokenizer,
     read_gguf_tokenizer,
-    read_settings,
+    read_token_settings,
 )
 from llm.weights.tokenizer_files import settings_of
 
@@ -58,7 +58,7 @@ def round_trip(given, settings=None, *, vocab_size=None):
     settings = settings or settings_of(given)
     size = vocab_size or given.vocab_size
     values = describe_tokenizer(given, settings, vocab_size=size)
-    return values, read_gguf_tokenizer(values, read_settings(values))
+    return values, read_gguf_tokenizer(values, read_token_settings(values))
 
 
 @pytest.mark.parametrize("rule", PIECES)
@@ -98,7 +98,7 @@ def test_token_before_every_text_is_kept():
     assert values["tokenizer.ggml.add_bos_token"] is False
     assert back.ends == ([], [])
     del values["tokenizer.ggml.add_bos_token"]
-    assert read_gguf_tokenizer(values, read_settings(values)).ends == ([end], [])
+    assert read_gguf_tokenizer(values, read_token_settings(values)).ends == ([end], [])
 
 
 def changed(change):

@@ -14,7 +14,7 @@ from llm.weights.folder_settings import FolderSettings
 from llm.weights.gguf_families import settings_in
 from llm.weights.gguf_file import DTYPES, GGUFFile, read_gguf
 from llm.weights.gguf_tensors import published_tensors
-from llm.weights.gguf_tokenizer import read_gguf_tokenizer, read_settings
+from llm.weights.gguf_tokenizer import read_gguf_tokenizer, read_token_settings
 from llm.weights.huggingface import Architecture, Folder, HuggingFaceWeights, Settings
 from llm.weights.key_map import KeyMap
 
@@ -50,7 +50,7 @@ class GGUFFolder(Folder):
             ConfigError: a value has a wrong type.
         """
         with config_errors_at("weights.path"):
-            return read_settings(self.file.values)
+            return read_token_settings(self.file.values)
 
     def tensors(self) -> dict[str, LazyTensor]:
         """Return the parameters by Hugging Face's names.

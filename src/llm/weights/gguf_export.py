@@ -15,7 +15,7 @@ from llm.files import replacing
 from llm.tokenizers.base import Tokenizer
 from llm.weights.families import match_family
 from llm.weights.folder_settings import FolderSettings
-from llm.weights.gguf_families import family_for_export, values_of
+from llm.weights.gguf_families import family_for_export, gguf_values
 from llm.weights.gguf_file import read_gguf
 from llm.weights.gguf_library import gguf_library
 from llm.weights.gguf_tensors import Planned, plan
@@ -70,7 +70,7 @@ def write_gguf(
     family = family_for_export(match)
     require_free_file(path, overwrite=overwrite, origin=origin)
     settings = settings or settings_of(tokenizer)
-    values = values_of(match, family)
+    values = gguf_values(match, family)
     with config_errors_at("weights.path"):
         described = describe_tokenizer(tokenizer, settings, vocab_size=match.settings["vocab_size"])
     mark = {MARK: f"llm {metadata.version('llm-hydra')}", ORIGIN: origin}

@@ -11,7 +11,13 @@ from typing import Any
 from llm.config.errors import ConfigError
 from llm.weights.families import Match
 from llm.weights.gguf_file import GGUFFile
-from llm.weights.gguf_layouts import InputsLast, Interleaved, Layout, ScaledByOneMore, StateSpace
+from llm.weights.gguf_layouts import (
+    InputsLast,
+    Interleaved,
+    ScaledByOneMore,
+    StateSpace,
+    TensorLayout,
+)
 from llm.weights.gguf_library import gguf_library
 from llm.weights.gguf_rotation import (
     FREQUENCIES,
@@ -83,7 +89,7 @@ class GGUFFamily:
     arch: str
     keys: Mapping[str, str]
     required: Demands
-    layout: Layout
+    layout: TensorLayout
     describe: Callable[[Settings], Values]
     read: Callable[[GGUFFile, Values], Settings]
     needs_output: bool = False
@@ -264,23 +270,30 @@ GGUF_FAMILIES = {
         *(Interleaved(), _rotary_llama, _read_rotary),
     ),
     "qwen2": GGUFFamily(
-        *("qwen2", DECODER, {**QWEN2, "head_dim": _shared_dim}, Layout(), _rotary, _read_qwen2),
+        *(
+            "qwen2",
+            DECODER,
+            {**QWEN2, "head_dim": _shared_dim},
+            TensorLayout(),
+            _rotary,
+            _read_qwen2,
+        ),
     ),
     "qwen3": GGUFFamily(
-        *("qwen3", DECODER, {**QWEN2, **NO_BIAS}, Layout(), _rotary, _read_qwen2),
+        *("qwen3", DECODER, {**QWEN2, **NO_BIAS}, TensorLayout(), _rotary, _read_qwen2),
     ),
     "qwen3_moe": GGUFFamily(
         *("qwen3moe", MOE, {**QWEN2, **NO_BIAS, "norm_topk_prob": True}),
-        *(Layout(), _rotary, _read_qwen3_moe),
+        *(TensorLayout(), _rotary, _read_qwen3_moe),
     ),
     "olmo2": GGUFFamily(
         *("olmo2", DECODER, {**SILU, **NO_BIAS, "head_dim": _shared_dim}),
-        *(Layout(), _rotary, _read_rotary),
+        *(TensorLayout(), _rotary, _read_rotary),
         needs_output=True,
     ),
     "olmo3": GGUFFamily(
         *("olmo2", DECODER, {**SILU, **NO_BIAS, "head_dim": _shared_dim}),
-        *(Layout(), _windows, _read_olmo3),
+        *(TensorLayout(), _windows, _read_olmo3),
         needs_output=True,
     ),
     "gemma3_text": GGUFFamily(
@@ -340,7 +353,7 @@ def family_for_export(match: Match) -> GGUFFamily:
     return found
 
 
-def values_of(match: Match, family: GGUFFamily) -> Values:
+def gguf_values(match: Match, family: GGUFFamily) -> Values:
     """Return the values of a model, without the name of the architecture."""
     settings = match.settings
     sizes = {theirs: settings[ours] for ours, theirs in family.keys.items()}

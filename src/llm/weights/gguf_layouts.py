@@ -8,7 +8,7 @@ from torch import Tensor
 Settings = Mapping[str, Any]
 
 
-class Layout:
+class TensorLayout:
     """Tensors that are stored as they are published. A subclass changes some of them."""
 
     def stored(self, name: str, tensor: Tensor, settings: Settings) -> Tensor:
@@ -26,7 +26,7 @@ class Layout:
         return tensor
 
 
-class Interleaved(Layout):
+class Interleaved(TensorLayout):
     """Queries and keys whose rotated pairs are adjacent rows.
 
     The published files have the first halves of all pairs of a head before the second halves.
@@ -56,7 +56,7 @@ def _heads(name: str, settings: Settings) -> int | None:
             return None
 
 
-class ScaledByOneMore(Layout):
+class ScaledByOneMore(TensorLayout):
     """Norms whose published scales are stored after the addition of 1."""
 
     def stored(self, name: str, tensor: Tensor, settings: Settings) -> Tensor:
@@ -68,7 +68,7 @@ class ScaledByOneMore(Layout):
         return tensor - 1 if name.endswith("norm.weight") else tensor
 
 
-class InputsLast(Layout):
+class InputsLast(TensorLayout):
     """Matrices of GPT-2, published as (in, out) and stored as (out, in)."""
 
     names = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")
@@ -82,7 +82,7 @@ class InputsLast(Layout):
         return self.stored(name, tensor, settings)
 
 
-class StateSpace(Layout):
+class StateSpace(TensorLayout):
     """Mamba-2: the decay itself instead of its logarithm, and other shapes of the small tensors."""
 
     def stored(self, name: str, tensor: Tensor, settings: Settings) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from llm.checkpoints.lazy_tensor import LazyTensor
 from llm.config.errors import ConfigError
 from llm.weights.families import FAMILIES, Match
-from llm.weights.gguf_families import GGUF_FAMILIES, GGUFFamily, values_of
+from llm.weights.gguf_families import GGUF_FAMILIES, GGUFFamily, gguf_values
 from llm.weights.gguf_file import GGUFFile
 from llm.weights.gguf_rotation import FREQUENCIES, frequency_factors
 from llm.weights.huggingface import Settings
@@ -41,7 +41,7 @@ class Planned:
 def plan(match: Match, family: GGUFFamily) -> Iterator[Planned]:
     """Yield the tensors of a model in the order of the published ones, and those that llama.cpp needs beside them."""
     tensors = match.tensors()
-    num_layers = values_of(match, family)["block_count"]
+    num_layers = gguf_values(match, family)["block_count"]
     names = family.names(tensors, num_layers=num_layers)
     if (rope := match.settings.get("rope_parameters")) and "rope_type" in rope:
         factors = frequency_factors(rope, head_dim=match.settings["head_dim"])

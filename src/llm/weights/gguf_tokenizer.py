@@ -193,7 +193,7 @@ def _special_tokens(tokenizer: Tokenizer, settings: FolderSettings) -> Values:
     return {**values, BEGINS: bool(before), ENDS: bool(after)}
 
 
-def read_settings(values: Mapping[str, Any]) -> FolderSettings:
+def read_token_settings(values: Mapping[str, Any]) -> FolderSettings:
     """Return the special tokens and the chat template of a file.
 
     Raises:

@@ -102,6 +102,7 @@ def test_settings_are_kept(tmp_path):
     settings = FolderSettings(ids=ids, chat_template="{{ messages }}${")
     write_gguf(model, tokenizer, path=tmp_path / "model.gguf", settings=settings)
     weights = GGUFWeights(str(tmp_path / "model.gguf"))
+    assert weights.published is not None
     assert weights.published.ids == ids
     assert weights.published.chat_template == "{{ messages }}${"
     assert weights.tokenizer().end_tokens == {256, 10}

@@ -20,6 +20,7 @@ def test_values_are_read_back(given):
 
 def test_factors_of_llama_3_are_read_without_its_context():
     factors = frequency_factors(THREE, head_dim=64)
+    assert factors is not None
     assert read_rope({"rope.freq_base": 500000.0}, factors) == THREE
     # The fastest pairs are kept, the slowest are slowed by the factor.
     assert (factors[0], factors[-1]) == (1, 8)

@@ -58,7 +58,9 @@ def round_trip(given, settings=None, *, vocab_size=None):
     settings = settings or settings_of(given)
     size = vocab_size or given.vocab_size
     values = describe_tokenizer(given, settings, vocab_size=size)
-    return values, read_gguf_tokenizer(values, read_token_settings(values))
+    back = read_gguf_tokenizer(values, read_token_settings(values))
+    assert back is not None
+    return values, back
 
 
 @pytest.mark.parametrize("rule", PIECES)
@@ -98,7 +100,9 @@ def test_token_before_every_text_is_kept():
     assert values["tokenizer.ggml.add_bos_token"] is False
     assert back.ends == ([], [])
     del values["tokenizer.ggml.add_bos_token"]
-    assert read_gguf_tokenizer(values, read_token_settings(values)).ends == ([end], [])
+    back = read_gguf_tokenizer(values, read_token_settings(values))
+    assert back is not None
+    assert back.ends == ([end], [])
 
 
 def changed(change):

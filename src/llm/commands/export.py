@@ -86,7 +86,7 @@ class Export(Command):
             dtype = dtype if dtype in TYPES else "float32"
             files = write_gguf(model, tokenizer, path=output, dtype=dtype, **common)
         else:
-            model = model.to(DTYPES.get(dtype))
+            model = model.to(DTYPES[dtype]) if dtype in DTYPES else model
             shards = self.max_shard_gb
             files = write_folder(model, tokenizer, folder=output, max_shard_gb=shards, **common)
         for file in files:

@@ -1,5 +1,6 @@
 """The library `gguf`, which an extra of this package installs."""
 
+import logging
 from typing import Any
 
 from llm.data.optional_library import import_optional
@@ -11,4 +12,5 @@ def gguf_library() -> Any:
     Raises:
         DataError: it is not installed.
     """
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # it logs every file that it writes
     return import_optional("gguf", library="gguf", extra="gguf", user="GGUF")

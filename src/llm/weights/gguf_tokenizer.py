@@ -232,7 +232,7 @@ def read_gguf_tokenizer(values: Mapping[str, Any], settings: FolderSettings) -> 
             f"weights.path: the tokenizer is of the kind {model!r:.60}, which is not read from GGUF files, only "
             "byte-pair encoding (gpt2); give the folder that the file was made from"
         )
-    if rule not in RULES:
+    if not isinstance(rule, str) or rule not in RULES:
         raise ConfigError(
             f"weights.path: the tokenizer cuts texts by the rule {rule!r:.60}, which is not supported, only "
             f"{', '.join(RULES)}; give the folder that the file was made from"

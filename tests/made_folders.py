@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import tokenizers
 import torch
 from made_tokenizers import PROSE, byte_level, sentencepiece_like
-from tokenizers import normalizers, processors
+from tokenizers import Regex, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from llm.weights.gguf_tokenizer import QWEN2
 
 CHATML = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
@@ -179,6 +181,15 @@ def tokenizer_of(shape: Shape) -> tokenizers.Tokenizer:
             backend.normalizer = normalizers.Replace(" ", "▁")
     else:
         backend = byte_level()
+    if (
+        shape.model_type == "qwen2"
+    ):  # transformers cuts the texts of this family so, whatever the file says
+        pieces = [
+            pre_tokenizers.Split(Regex(QWEN2), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+        backend.pre_tokenizer = pre_tokenizers.Sequence(pieces)
+        backend.normalizer = normalizers.NFC()
     backend.add_special_tokens(shape.names)
     begin = shape.roles.get("bos_token")
     if begin in ("<s>", "<bos>", "<|begin_of_text|>"):

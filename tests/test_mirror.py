@@ -171,6 +171,11 @@ OWNERS = {
     ),
     "weights/gemma2.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/gemma3.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/gguf_families.py": (
+        "weights/test_gguf.py::test_what_llama_cpp_computes_otherwise_is_refused_by_name"
+    ),
+    "weights/gguf_library.py": "commands/test_export.py::test_a_missing_library_is_named",
+    "weights/gguf_tensors.py": "weights/test_gguf.py::test_exported_model_is_imported_unchanged",
     "weights/gpt2.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/gpt_neox.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/llama.py": "weights/test_huggingface.py::test_logits_are_equal",

@@ -18,6 +18,7 @@ from llm.config.build import build
 from llm.config.errors import ConfigError
 from llm.data.examples.template import Message, stored_template
 from llm.tokenizers.huggingface import HuggingFaceTokenizer
+from llm.weights.auto import open_weights
 from llm.weights.run import RunWeights
 from llm.weights.tokenizer_files import as_huggingface
 
@@ -245,3 +246,57 @@ def test_default_model_and_finetunes_of_it_are_exported(talk, tmp_path, monkeypa
             step = ours(found[-1], cache=cache)
         assert torch.equal(torch.cat(found, dim=1)[0], made)
     assert (tmp_path / "adapted_out" / "chat_template.jinja").is_file()
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """refused(*words) runs `llm export`, which must fail with one line, and returns it."""
+
+    def refused(*words):
+        monkeypatch.setattr(sys, "argv", ["llm", "export", *words])
+        with pytest.raises(SystemExit) as left:
+            command_line.main()
+        printed = capsys.readouterr().err
+        assert left.value.code == 2, printed
+        assert "Traceback" not in printed
+        return printed
+
+    return refused
+
+
+@torch.no_grad()
+def test_a_run_is_exported_as_gguf_and_read_again(composed, tmp_path, capsys):
+    words = ("model=qwen3", "size.dim=32", "trainer.max_steps=2")
+    run = run_command(composed(*words), tmp_path / "run")
+    file = tmp_path / "out" / "model.gguf"
+    exported("format=gguf", f"weights.path={run.path}", f"output={file}")
+    printed = capsys.readouterr().out
+    assert "Modelfile" in printed
+    assert f"llm train weights=gguf weights.path={file}" in printed
+    back = open_weights(str(file))
+    expected = RunWeights(str(run.path)).model()(TOKENS)
+    assert torch.equal(back.model()(TOKENS), expected)
+    exported("format=gguf", "weights=gguf", f"weights.path={file}", f"output={tmp_path / 'b.gguf'}")
+    exported("weights=auto", f"weights.path={file}", f"output={tmp_path / 'folder'}")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    torch.testing.assert_close(theirs(TOKENS).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_what_a_gguf_file_cannot_hold_is_refused_in_one_line(composed, tmp_path, refused):
+    run = run_command(composed("model=gpt", "trainer.max_steps=2"), tmp_path / "run")
+    words = (f"weights.path={run.path}", f"output={tmp_path / 'out' / 'model.gguf'}")
+    assert "hidden_act=relu is not what llama.cpp computes" in refused("format=gguf", *words)
+    assert "train with model=qwen3" in refused("format=gguf", *words)
+    assert "dtype: q8_0 is a type of GGUF files; add format=gguf" in refused("dtype=q8_0", *words)
+    folder = refused("format=gguf", words[0], f"output={tmp_path / 'out'}")
+    assert "is not the name of a GGUF file; name one such as model.gguf" in folder
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_library_is_named(composed, tmp_path, refused, monkeypatch):
+    run = run_command(composed("model=qwen3", "trainer.max_steps=2"), tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    words = (f"weights.path={run.path}", f"output={tmp_path / 'out' / 'model.gguf'}")
+    printed = refused("format=gguf", *words)
+    assert "GGUF: needs gguf; run pip install 'llm-hydra[gguf]'" in printed
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm.config.errors import ConfigError
 from llm.tokenizers import word
 from llm.tokenizers.base import END_OF_TEXT
+from llm.tokenizers.bpe import train_bpe
 from llm.tokenizers.byte import ByteTokenizer
 from llm.weights.auto import open_weights
 from llm.weights.folder_export import write_folder
@@ -69,6 +70,24 @@ def test_parts_that_a_family_writes_in_another_way_are_exported(renamed, tmp_pat
     expected = renamed.double()(TOKENS)
     assert_same(Exact(tmp_path / "out")(TOKENS), expected)
     assert_same(open_weights(str(tmp_path / "out")).model().double()(TOKENS), expected)
+
+
+@torch.no_grad()
+def test_tokenizer_of_a_model_with_the_parts_of_qwen2_stays_the_same(build, tmp_path, capsys):
+    """transformers cuts the texts of Qwen2 by Qwen's rule: every digit by itself."""
+    tokenizer = train_bpe(["in 1234 and 1234 we had 12 and 123"] * 9, vocab_size=268)
+    model = build("model=qwen2", vocab_size=tokenizer.vocab_size).eval()
+    write_folder(model, tokenizer, folder=tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert theirs.config.model_type == "llama"
+    tokens = torch.tensor([tokenizer.encode("in 1234 and 123")])
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")("in 1234 and 123")["input_ids"]
+    assert [found] == tokens.tolist()
+    torch.testing.assert_close(theirs(tokens).logits, model(tokens), rtol=0, atol=1e-5)
+    assert "note" not in capsys.readouterr().out
+    windows = ["model/layers=local_global", "model.pattern=[local,full]"]
+    write_folder(build("model=qwen2", *windows, vocab_size=268), tokenizer, folder=tmp_path / "w")
+    assert "note: transformers cuts texts for Qwen2 in its own way" in capsys.readouterr().out
 
 
 def test_export_leaves_the_model_as_it_is(build, tmp_path):

@@ -1,9 +1,10 @@
-"""`llm export`: export a language model as a folder for Hugging Face's library."""
+"""`llm export`: export a language model as a folder for Hugging Face's library, or as a GGUF file for llama.cpp."""
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from omegaconf import OmegaConf
@@ -23,6 +24,8 @@ from llm.tokenizers.huggingface import HuggingFaceTokenizer
 from llm.weights.base import Weights
 from llm.weights.folder_export import require_free_folder, write_folder
 from llm.weights.folder_settings import FolderSettings
+from llm.weights.gguf_export import TYPES, require_free_file, write_gguf
+from llm.weights.ollama import NAME
 from llm.weights.run import RunWeights
 from llm.weights.tokenizer_files import as_huggingface, settings_of, token_name
 
@@ -36,50 +39,81 @@ PROBE = [
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def blocks_are_of_gguf(config: Mapping[str, Any]) -> Iterator[str]:
+    """Refuse blocks of 8 bits in a folder."""
+    if config.get("dtype") == "q8_0" and config.get("format") != "gguf":
+        yield "dtype: q8_0 is a type of GGUF files; add format=gguf, or use bfloat16"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Export(Command):
-    """Export a language model or a classifier for Hugging Face's library. An adapter is merged into its weights."""
+    """Export a language model for Hugging Face's library or llama.cpp, or a classifier for the former.
+
+    An adapter is merged into its weights.
+    """
 
     output: str
+    format: Literal["folder", "gguf"]
     max_shard_gb: float
-    dtype: Literal["float32", "bfloat16", "float16"] | None
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None
     overwrite: bool
     weights: Weights
 
-    rules: ClassVar[Sequence[Rule]] = (weights_are_trained,)
+    rules: ClassVar[Sequence[Rule]] = (weights_are_trained, blocks_are_of_gguf)
 
     def run(self) -> list[Path]:
-        """Write the folder, and print how to load it.
+        """Write the files, and print how to load them.
 
         Returns:
             The files.
 
         Raises:
-            ConfigError: Hugging Face's library has no such model, or the folder has other files.
+            ConfigError: Hugging Face's library or llama.cpp has no such model, or the output has other files.
         """
-        weights, folder = self.weights, Path(self.output)
-        require_free_folder(folder, overwrite=self.overwrite, origin=weights.origin)
+        weights, output = self.weights, Path(self.output)
+        require_free = require_free_folder if self.format == "folder" else require_free_file
+        require_free(output, overwrite=self.overwrite, origin=weights.origin)
         tokenizer = weights.tokenizer()
         settings = settings_for(weights, tokenizer)
         with SkipInit():
             model = weights.merged()
-        if (dtype := DTYPES.get(str(self.dtype or weights.dtype))) is not None:
-            model = model.to(dtype)
-        files = write_folder(
-            model,
-            tokenizer,
-            folder=folder,
-            max_shard_gb=self.max_shard_gb,
-            overwrite=self.overwrite,
-            settings=settings,
-            origin=weights.origin,
-            record=weights.record,
-            labels=labels_of(weights),
-        )
+        dtype = str(self.dtype or weights.dtype)
+        common: Any = {
+            "overwrite": self.overwrite,
+            "settings": settings,
+            "origin": weights.origin,
+        }
+        if self.format == "gguf":
+            dtype = dtype if dtype in TYPES else "float32"
+            files = write_gguf(model, tokenizer, path=output, dtype=dtype, **common)
+            lines = gguf_lines(output)
+        else:
+            files = write_folder(
+                model.to(DTYPES[dtype]) if dtype in DTYPES else model,
+                tokenizer,
+                folder=output,
+                max_shard_gb=self.max_shard_gb,
+                record=weights.record,
+                labels=labels_of(weights),
+                **common,
+            )
+            lines = loading_lines(output, is_classifier=isinstance(model, Classifier))
         for file in files:
             print(f"{file.stat().st_size:>15,} bytes  {printable(str(file))}")
-        print(loading_lines(folder, is_classifier=isinstance(model, Classifier)))
+        print(lines)
         return files
+
+
+def gguf_lines(file: Path) -> str:
+    """Return the commands that run an exported GGUF file, and the one that trains it further."""
+    words = ("train", "weights=gguf", f"weights.path={file}")
+    return (
+        "\nto run it:\n"
+        f"  llama-cli -m {shlex.quote(str(file))}\n"
+        f"  ollama create NAME -f {shlex.quote(str(file.with_name(NAME)))}\n"
+        "or, to train it further here:\n"
+        f"  {shell.command_line(shell.program(), *words)}"
+    )
 
 
 def loading_lines(folder: Path, *, is_classifier: bool) -> str:

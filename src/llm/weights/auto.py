@@ -6,6 +6,7 @@ from pathlib import Path
 from llm.config.errors import ConfigError, suggestion
 from llm.weights.base import Weights
 from llm.weights.families import FAMILIES
+from llm.weights.gguf import GGUFWeights
 from llm.weights.gpt2 import GPT2Weights
 from llm.weights.huggingface import Folder, download
 from llm.weights.run import RunWeights
@@ -19,10 +20,10 @@ def is_run(path: str) -> bool:
 def open_weights(
     path: str, *, context_length: int | None = None, trust: Sequence[str] = ()
 ) -> Weights:
-    """Return the weights of a run, of a folder, or of a name on Hugging Face's hub.
+    """Return the weights of a run, of a folder, of a GGUF file, or of a name on Hugging Face's hub.
 
     Args:
-        path: a run directory, a folder in the format of Hugging Face or OpenAI, or a name on the hub.
+        path: a run directory, a folder in the format of Hugging Face or OpenAI, a .gguf file, or a name on the hub.
         context_length: a context length shorter than the model's, in tokens; a run has its own.
         trust: packages that the configuration of a run may name.
 
@@ -30,6 +31,8 @@ def open_weights(
         ConfigError: there are no such files, or they are of an unknown family.
     """
     folder = Path(path)
+    if folder.suffix == ".gguf" and folder.is_file():
+        return GGUFWeights(path, context_length=context_length)
     if is_run(path):
         if context_length is not None:
             raise ConfigError(

@@ -1,5 +1,6 @@
 """The families of published models, and the one that has the parts of a given model."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -101,11 +102,12 @@ class NoFamilyError(ConfigError):
         self.reason = reason
 
 
-def match_family(model: nn.Module) -> Match:
+def match_family(model: nn.Module, *, avoided: Collection[type[HuggingFaceWeights]] = ()) -> Match:
     """Return the family with the parts of a model; biases may be missing, which count as 0.
 
     Args:
         model: a language model, with weights or on the device `meta`.
+        avoided: families to take only if no other one has all parts.
 
     Raises:
         NoFamilyError: no family has all parts.
@@ -119,10 +121,10 @@ def match_family(model: nn.Module) -> Match:
         match, _ = _try_family(family, model, only_likely=True)
         if match is not None:
             found.append(match)
-            if not match.zeros:
+            if not match.zeros and family not in avoided:
                 break
     if found:
-        return min(found, key=lambda match: len(match.zeros))
+        return min(found, key=lambda match: (match.family in avoided, len(match.zeros)))
     tried = (_try_family(family, model) for family in DECODERS)
     misfits = [misfit for _, misfit in tried if misfit is not None]
     # Of two with as few differences, the one where the difference is deeper in the model.

@@ -25,10 +25,13 @@ from llm.weights.classifier_export import (
 )
 from llm.weights.families import match_family
 from llm.weights.folder_settings import CONFIG, GENERATION, IDS, SETTINGS_FILES, FolderSettings
+from llm.weights.gguf_tokenizer import NORMALIZED as QWEN2_RULES
+from llm.weights.gguf_tokenizer import piece_rule
 from llm.weights.huggingface import DESCRIPTION, SAFETENSORS
 from llm.weights.model_card import CHAT, CLASSIFY, CONTINUE, model_card
 from llm.weights.model_parts import dtype_of
-from llm.weights.tokenizer_files import settings_of, write_tokenizer
+from llm.weights.qwen2 import Qwen2Weights
+from llm.weights.tokenizer_files import as_huggingface, settings_of, write_tokenizer
 
 # Keys of config.json: the program that wrote the folder, and a digest of the model or run.
 MARK = "exported_by"
@@ -71,7 +74,14 @@ def write_folder(
             contains something else.
     """
     body, classes = split_classifier(model) if isinstance(model, Classifier) else (model, None)
-    match = match_family(body)
+    # transformers cuts the texts of this family by Qwen's rule, whatever tokenizer.json says.
+    has_other_pieces = not _has_pieces_of_qwen(tokenizer)
+    match = match_family(body, avoided=[Qwen2Weights] if has_other_pieces else [])
+    if match.family is Qwen2Weights and has_other_pieces:
+        print(
+            "note: transformers cuts texts for Qwen2 in its own way, so a prompt may get other tokens than in "
+            "training; read tokenizer.json with the library tokenizers"
+        )
     require_free_folder(folder, overwrite=overwrite, origin=origin)
     if max_shard_gb <= 0:
         raise ConfigError(f"max_shard_gb: {max_shard_gb} is not positive; use a number such as 5")
@@ -105,6 +115,13 @@ def write_folder(
         return _move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _has_pieces_of_qwen(tokenizer: Tokenizer) -> bool:
+    try:
+        return piece_rule(json.loads(as_huggingface(tokenizer).to_str())) in QWEN2_RULES
+    except ValueError:
+        return False
 
 
 def require_free_folder(folder: Path, *, overwrite: bool = False, origin: str = "") -> None:

@@ -71,13 +71,16 @@ def compose_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any
     folder.mkdir(exist_ok=True)
 
     @functools.cache
-    def compose_model(*overrides: str) -> Any:
+    def pickled(*overrides: str) -> bytes:
         file = folder / hashlib.sha256("\n".join(overrides).encode()).hexdigest()
         if not file.exists():
             unfinished = file.with_suffix(f".{os.getpid()}")
             unfinished.write_bytes(pickle.dumps(composed_model(overrides)))
             unfinished.replace(file)
-        return pickle.loads(file.read_bytes())
+        return file.read_bytes()
+
+    def compose_model(*overrides: str) -> Any:
+        return pickle.loads(pickled(*overrides))  # a copy, which a test may change
 
     return compose_model
 

@@ -465,7 +465,7 @@ def test_help_of_a_command_omits_groups_that_it_does_not_use(llm):
         ),
         (
             ["export", "foo=1"],
-            "foo: no such group or key; there are dtype, max_shard_gb, output, overwrite, trust, weights",
+            "foo: no such group or key; there are dtype, format, max_shard_gb, output, overwrite, trust, weights",
         ),
         (
             ["generate", "data=text"],

@@ -4,7 +4,7 @@
     python experiments/pretrained/study.py FOLDER --data instruction-data.json --llama-cpp NODE
 
 FOLDER is a chat model in Hugging Face's format. It is imported, generates and chats; an adapter is trained on it; the
-result is exported to a folder and to a GGUF file, and read from both. Everything runs through the `llm` command, greedily.
+result is exported to a folder and to a GGUF file, and read from both. Everything runs through `llm`, greedily.
 NODE is a folder in which `npm install --ignore-scripts node-llama-cpp@3.22.1` was run.
 """
 
@@ -19,7 +19,6 @@ from typing import NamedTuple
 import torch
 
 from llm.data.examples.template import Message
-from llm.weights.auto import open_weights
 from llm.weights.gguf import GGUFWeights
 
 HERE = Path(__file__).parent

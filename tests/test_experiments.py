@@ -1,11 +1,14 @@
 """The commands of the studies, with few steps and small models: each finishes and prints its table."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from made_folders import SHAPES, make_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -137,3 +140,14 @@ def test_startup_is_measured(run):
 def test_local_attention_is_measured(run):
     words = ("--rounds", "1", "--window", "16", "--lengths", "16", "128")
     assert "| 128 | " in run(EXPERIMENTS / "local_attention" / "measure.py", *words)
+
+
+def test_pretrained_model_says_the_same_in_every_format(run, tmp_path):
+    folder = make_folder(SHAPES["smollm2"]._replace(dtype=torch.float32), tmp_path / "published")
+    rows = [{"instruction": f"the {word}?", "output": f"a {word}."} for word in "abcdefghijkl"]
+    (tmp_path / "talk.json").write_text(json.dumps(rows))
+    words = ("--data", tmp_path / "talk.json", "--steps", "1", "--tokens", "4")
+    table = run(EXPERIMENTS / "pretrained" / "study.py", folder, *words)
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 10
+    assert all(row.split(" | ")[1] == "yes" for row in rows), table

@@ -94,7 +94,10 @@ def by_llama_cpp(node: Path, file: Path, number: int) -> tuple[str, str]:
     """Return the same two texts, from llama.cpp; a response ends where llama.cpp ends it."""
     weights = GGUFWeights(str(file))
     tokenizer, template = weights.tokenizer(), chat_template(weights)
-    prompts = [tokenizer.encode(PROMPT), template.encode_prompt([Message("user", QUESTION)], tokenizer)]
+    prompts = [
+        tokenizer.encode(PROMPT),
+        template.encode_prompt([Message("user", QUESTION)], tokenizer),
+    ]
     cases = [{"prompt": PROMPT, "ids": ids, "number": number} for ids in prompts]
     with tempfile.NamedTemporaryFile("w", suffix=".json") as given:
         given.write(json.dumps(cases))
@@ -115,7 +118,9 @@ def chat_template(weights: GGUFWeights):
     return build(weights.config.data.template)
 
 
-def study(folder: Path, output: Path, *, data: Path, steps: int, number: int, node: Path | None) -> list[Row]:
+def study(
+    folder: Path, output: Path, *, data: Path, steps: int, number: int, node: Path | None
+) -> list[Row]:
     """Return a row for each point."""
     theirs = by_transformers(folder, number)
     ours = continued(folder, number), answered(folder, number)
@@ -126,7 +131,13 @@ def study(folder: Path, output: Path, *, data: Path, steps: int, number: int, no
     run = output / "sft" / "lora"
     llm(
         *("train", "experiment=instruct", "weights=auto", f"weights.path={folder}", "adapter=lora"),
-        *(f"data.path={data}", "data.batch_size=2", f"trainer.max_steps={steps}", "seed=0"),
+        *(
+            f"data.path={data}",
+            "data.test_fraction=0",
+            "data.batch_size=2",
+            f"trainer.max_steps={steps}",
+            "seed=0",
+        ),
         *("trainer.max_epochs=null", f"trainer.val_every={steps}", "trainer.val_batches=4"),
         *("hardware=cpu", "hardware.precision=32", "callbacks.response_samples=null"),
         *("callbacks.picture=null", f"output_dir={output}", "name=lora", "rerun=true"),
@@ -157,7 +168,9 @@ def study(folder: Path, output: Path, *, data: Path, steps: int, number: int, no
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("outputs/pretrained"))

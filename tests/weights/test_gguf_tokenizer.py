@@ -18,6 +18,7 @@ from llm.weights.gguf_tokenizer import (
     LLAMA3,
     QWEN2,
     describe_tokenizer,
+    piece_rule,
     read_gguf_tokenizer,
     read_token_settings,
 )
@@ -131,11 +132,18 @@ def split_at_spaces():
 def falling_back():
     definition = json.loads(backend("gpt-2").to_str())
     definition["model"]["byte_fallback"] = True
+    definition["model"]["vocab"]["<0x00>"] = 399
     return HuggingFaceTokenizer(json.dumps(definition))
 
 
 def stripping():
     return changed(lambda made: made.add_special_tokens([AddedToken("<m>", lstrip=True)]))
+
+
+def test_fallback_without_tokens_for_bytes_makes_no_difference():
+    definition = json.loads(backend("gpt-2").to_str())
+    definition["model"] |= {"byte_fallback": True, "fuse_unk": True}
+    assert piece_rule(definition) == "gpt-2"
 
 
 @pytest.mark.parametrize(

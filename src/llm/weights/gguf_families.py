@@ -5,7 +5,7 @@ The names of tensors are those of the library `gguf`. A family of `config.json` 
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llm.config.errors import ConfigError
@@ -257,74 +257,84 @@ def _rotates_smollm3(settings: Settings) -> list[int]:
 
 
 NO_BIAS = {"attention_bias": False}
-LLAMA = GGUFFamily("llama", DECODER, SILU, Interleaved(), _rotary_llama, _read_rotary)
 QWEN2 = {**SILU, "use_sliding_window": False}
+SHARED_DIM = {"head_dim": _shared_dim}
+LLAMA = GGUFFamily(
+    arch="llama",
+    keys=DECODER,
+    required=SILU,
+    layout=Interleaved(),
+    describe=_rotary_llama,
+    read=_read_rotary,
+)
+# llama.cpp runs it as Llama, and ignores its window.
+MISTRAL = replace(LLAMA, required={**SILU, "sliding_window": _no_window})
+QWEN3 = GGUFFamily(
+    arch="qwen3",
+    keys=DECODER,
+    required={**QWEN2, **NO_BIAS},
+    layout=TensorLayout(),
+    describe=_rotary,
+    read=_read_qwen2,
+)
+OLMO2 = GGUFFamily(
+    arch="olmo2",
+    keys=DECODER,
+    required={**SILU, **NO_BIAS, **SHARED_DIM},
+    layout=TensorLayout(),
+    describe=_rotary,
+    read=_read_rotary,
+    needs_output=True,
+)
 GGUF_FAMILIES = {
     "llama": LLAMA,
-    "mistral": GGUFFamily(
-        *("llama", DECODER, {**SILU, "sliding_window": _no_window}),
-        *(Interleaved(), _rotary_llama, _read_rotary),
+    "mistral": MISTRAL,
+    "mixtral": replace(MISTRAL, keys=DECODER | EXPERTS),
+    "qwen2": replace(QWEN3, arch="qwen2", required={**QWEN2, **SHARED_DIM}),
+    "qwen3": QWEN3,
+    "qwen3_moe": replace(
+        QWEN3,
+        arch="qwen3moe",
+        keys=MOE,
+        required={**QWEN2, **NO_BIAS, "norm_topk_prob": True},
+        read=_read_qwen3_moe,
     ),
-    "mixtral": GGUFFamily(
-        *("llama", DECODER | EXPERTS, {**SILU, "sliding_window": _no_window}),
-        *(Interleaved(), _rotary_llama, _read_rotary),
-    ),
-    "qwen2": GGUFFamily(
-        *(
-            "qwen2",
-            DECODER,
-            {**QWEN2, "head_dim": _shared_dim},
-            TensorLayout(),
-            _rotary,
-            _read_qwen2,
-        ),
-    ),
-    "qwen3": GGUFFamily(
-        *("qwen3", DECODER, {**QWEN2, **NO_BIAS}, TensorLayout(), _rotary, _read_qwen2),
-    ),
-    "qwen3_moe": GGUFFamily(
-        *("qwen3moe", MOE, {**QWEN2, **NO_BIAS, "norm_topk_prob": True}),
-        *(TensorLayout(), _rotary, _read_qwen3_moe),
-    ),
-    "olmo2": GGUFFamily(
-        *("olmo2", DECODER, {**SILU, **NO_BIAS, "head_dim": _shared_dim}),
-        *(TensorLayout(), _rotary, _read_rotary),
-        needs_output=True,
-    ),
-    "olmo3": GGUFFamily(
-        *("olmo2", DECODER, {**SILU, **NO_BIAS, "head_dim": _shared_dim}),
-        *(TensorLayout(), _windows, _read_olmo3),
-        needs_output=True,
-    ),
+    "olmo2": OLMO2,
+    "olmo3": replace(OLMO2, describe=_windows, read=_read_olmo3),
     "gemma3_text": GGUFFamily(
-        "gemma3",
-        DECODER,
-        {
+        arch="gemma3",
+        keys=DECODER,
+        required={
             "hidden_activation": "gelu_pytorch_tanh",
             "query_pre_attn_scalar": _gemma3_score_dim,
             "attn_logit_softcapping": None,
             **NO_BIAS,
         },
-        *(ScaledByOneMore(), _gemma3, _read_gemma3),
+        layout=ScaledByOneMore(),
+        describe=_gemma3,
+        read=_read_gemma3,
     ),
-    "smollm3": GGUFFamily(
-        *("smollm3", DECODER),
-        {**SILU, **NO_BIAS, "mlp_bias": False, "no_rope_layers": _rotates_smollm3},
-        *(Interleaved(), _rotary_llama, _read_smollm3),
+    "smollm3": replace(
+        LLAMA,
+        arch="smollm3",
+        required={**SILU, **NO_BIAS, "mlp_bias": False, "no_rope_layers": _rotates_smollm3},
+        read=_read_smollm3,
     ),
     "gpt2": GGUFFamily(
-        *("gpt2", GPT2, {"activation_function": "gelu_new"}),
-        *(InputsLast(), _describe_nothing, _read_nothing),
+        arch="gpt2",
+        keys=GPT2,
+        required={"activation_function": "gelu_new"},
+        layout=InputsLast(),
+        describe=_describe_nothing,
+        read=_read_nothing,
     ),
     "mamba2": GGUFFamily(
-        *(
-            "mamba2",
-            MAMBA2,
-            {"use_bias": False, "n_groups": 1},
-            StateSpace(),
-            _mamba2,
-            _read_mamba2,
-        ),
+        arch="mamba2",
+        keys=MAMBA2,
+        required={"use_bias": False, "n_groups": 1},
+        layout=StateSpace(),
+        describe=_mamba2,
+        read=_read_mamba2,
     ),
 }
 

@@ -37,6 +37,8 @@ _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3, QWEN2 = _WORDS + r"\p{N}{1,3}" + _REST, _WORDS + r"\p{N}" + _REST
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 GPT2_PIECES = [{**BYTES, "use_regex": True}]
+# A token of a vocabulary that has one for each byte besides its pieces.
+FALLBACK = "<0x00>"
 DIGITS = {"type": "Digits", "individual_digits": True}
 
 
@@ -124,6 +126,9 @@ def piece_rule(definition: Definition) -> str:
         raise ValueError(_refusal(f"a tokenizer of type {model.get('type')}"))
     whole_first = bool(model.get("ignore_merges"))
     plain = {**model, "ignore_merges": False}
+    if model.get("unk_token") is None and FALLBACK not in model["vocab"]:
+        # Unknown characters are left out, by llama.cpp too.
+        plain |= {"fuse_unk": False, "byte_fallback": False}
     odd = [key for key, value in BPE_MODEL.items() if plain.get(key, value) != value]
     odd += [key for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
     if odd or not _has_bytes(definition.get("decoder")):

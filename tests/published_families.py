@@ -128,6 +128,11 @@ VARIANTS = {
     ),
     "gemma2": variant("gemma2", query_pre_attn_scalar=20, final_logit_softcapping=3.0),
     "gemma3": variant("gemma3_text"),
+    "gemma3-equal": variant(
+        "gemma3_text",
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        rope_parameters={"full_attention": PLAIN, "sliding_attention": PLAIN},
+    ),
     "gemma3-odd": variant(
         "gemma3_text",
         query_pre_attn_scalar=20,

@@ -166,6 +166,9 @@ OWNERS = {
     "training/training_config.py": ("training/test_resumption.py::test_other_changes_are_refused"),
     # Weights of other libraries, compared with these libraries.
     "weights/base.py": "weights/test_run.py::test_model_and_tokenizer_equal_the_saved_ones",
+    "weights/config_types.py": (
+        "weights/test_huggingface.py::test_unreadable_folders_are_reported_in_one_line"
+    ),
     "weights/gated_relu.py": (
         "weights/test_folder_export.py::test_parts_that_a_family_writes_in_another_way_are_exported"
     ),

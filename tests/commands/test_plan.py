@@ -210,6 +210,10 @@ def test_active_parameters_of_a_mixture_are_shown(planned, capsys):
         (["model=gpt"], "as Qwen3"),
         (["model=smollm3"], "as SmolLM3"),
         (["model=llama", "model/attention=sinks"], "none: model.attention.sinks: Sinks has no "),
+        (
+            ["model=llama", "model/position=none"],
+            "none: model.position: NoPosition has no counterpart in Llama",
+        ),
     ],
 )
 def test_the_family_of_the_export_is_named(planned, capsys, overrides, expected):

@@ -55,5 +55,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path):
     assert found.count("\n") == 1
     config.write_text(json.dumps({**settings, "quantization_config": {"quant_method": "awq"}}))
     found = refused(f"weights.path={tmp_path / 'llama'}")
-    assert "quantization_config={'quant_method': 'awq'} is not supported, only None" in found
+    assert (
+        "is quantized (quantization_config in config.json); use the weights that are not" in found
+    )
     assert found.count("\n") == 1

@@ -47,7 +47,7 @@ def test_every_decoder_has_a_preset_and_a_variant():
             ("model=llama", "model/layers=gated_deltanet"),
             r"model.attention: GatedDeltaNet has no counterpart in Llama",
         ),
-        (("model=lstm",), r"model.attention: LSTM has no counterpart in GPT-2"),
+        (("model=lstm",), r"model.attention: LSTM has no counterpart in Llama"),
         (("model=gpt2", "model/head=soft_capped"), r"model.head: SoftCappedHead .* in GPT-2"),
         (("model=gpt2", "model/embedding=scaled"), r"model.embedding: ScaledEmbedding "),
         (("model=gpt2", "model/kernel=soft_capped"), r"model.attention.kernel.softcap: 50.0 "),
@@ -71,6 +71,11 @@ def test_every_decoder_has_a_preset_and_a_variant():
         (("model=llama", "model.final_norm.eps=1e-3"), r"model.final_norm.eps: 0.001 .* in Llama"),
         (("model=mixtral", "model/feed_forward=moe_loss_free"), r"selection_bias: .* in Mixtral"),
         (("model=mixtral", "model/feed_forward=moe_shared"), r"shared: GatedFeedForward .*Mixtral"),
+        (
+            ("model=gemma3", "model/kernel=soft_capped"),
+            r"model.attention.kernel.softcap: 50.0 has no counterpart in Gemma 3",
+        ),
+        (("model=mixtral", "model.feed_forward.bias=true"), r"model.feed_forward.* in Mixtral"),
         (("model=qwen3", "model.attention.qk_norm.eps=1e-3"), r"model.attention.qk_norm.eps: "),
     ],
 )

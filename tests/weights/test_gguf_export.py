@@ -27,7 +27,7 @@ def kinds_of(path):
 def test_the_library_reads_the_same_values_and_tensors(qwen3, tmp_path):
     path = tmp_path / "model.gguf"
     written = write_gguf(qwen3, ByteTokenizer(), path=path)
-    assert written == [path, tmp_path / "Modelfile"]
+    assert written == [path, path.with_suffix(".Modelfile")]
     reader = gguf.GGUFReader(path)
     values = {key: reader.fields[key].contents() for key in reader.fields}
     assert values["general.architecture"] == "qwen3"
@@ -97,12 +97,13 @@ def test_other_files_are_replaced_only_on_request(qwen3, tmp_path):
         write_gguf(qwen3, ByteTokenizer(), path=path, origin="two")
     assert path.read_bytes() == before
     write_gguf(qwen3, ByteTokenizer(), path=path, origin="one")
+    path.with_suffix(".Modelfile").write_text("FROM scratch")
     with pytest.raises(ConfigError, match=r"Modelfile is of another model"):
-        write_gguf(qwen3, ByteTokenizer(), path=tmp_path / "other.gguf", origin="one")
+        write_gguf(qwen3, ByteTokenizer(), path=path, origin="one")
     for name in ("model", "model.bin"):
         with pytest.raises(ConfigError, match=r"is not the name of a GGUF file"):
             write_gguf(qwen3, ByteTokenizer(), path=tmp_path / name)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["Modelfile", "model.gguf"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.Modelfile", "model.gguf"]
 
 
 def test_end_of_a_response_is_the_first_end(qwen3, tmp_path):

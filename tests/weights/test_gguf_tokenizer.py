@@ -18,6 +18,7 @@ from llm.weights.gguf_tokenizer import (
     LLAMA3,
     QWEN2,
     describe_tokenizer,
+    has_unknown_bytes,
     piece_rule,
     read_gguf_tokenizer,
     read_token_settings,
@@ -144,6 +145,13 @@ def test_fallback_without_tokens_for_bytes_makes_no_difference():
     definition = json.loads(backend("gpt-2").to_str())
     definition["model"] |= {"byte_fallback": True, "fuse_unk": True}
     assert piece_rule(definition) == "gpt-2"
+    assert not has_unknown_bytes(HuggingFaceTokenizer(json.dumps(definition)))
+    definition["model"]["unk_token"] = "a"
+    assert not has_unknown_bytes(HuggingFaceTokenizer(json.dumps(definition)))
+    rare = "ñ"  # the byte 0xF1
+    del definition["model"]["vocab"][rare]
+    definition["model"]["merges"] = [m for m in definition["model"]["merges"] if rare not in m]
+    assert has_unknown_bytes(HuggingFaceTokenizer(json.dumps(definition)))
 
 
 @pytest.mark.parametrize(

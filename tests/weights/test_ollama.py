@@ -22,9 +22,9 @@ def test_modelfile_of_another_file_is_replaced_only_on_request(tmp_path):
     require_free_modelfile(one, overwrite=False)
     write_modelfile(one, modelfile(one, context_length=64, stops=[], is_chat=True))
     require_free_modelfile(one, overwrite=False)
-    with pytest.raises(ConfigError, match=r"Modelfile is of another model; .* overwrite=true"):
-        require_free_modelfile(two, overwrite=False)
-    require_free_modelfile(two, overwrite=True)
-    (tmp_path / "Modelfile").write_bytes(b"\xff")
-    with pytest.raises(ConfigError, match=r"Modelfile is of another model"):
-        require_free_modelfile(one, overwrite=False)
+    require_free_modelfile(two, overwrite=False)  # each file has its own
+    for content in (b"FROM other", b"\xff"):
+        (tmp_path / "one.Modelfile").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"Modelfile is of another model; .* overwrite=true"):
+            require_free_modelfile(one, overwrite=False)
+        require_free_modelfile(one, overwrite=True)

@@ -14,6 +14,7 @@ from llm.config.build import config_errors_at
 from llm.config.rules import Rule
 from llm.data.examples.jinja_template import JinjaTemplate
 from llm.data.examples.template import ChatTemplate, Message, stored_template
+from llm.files import read_object
 from llm.generation.model_loading import weights_are_trained
 from llm.models.classifier import Classifier
 from llm.nn.init import SkipInit
@@ -25,7 +26,8 @@ from llm.weights.base import Weights
 from llm.weights.folder_export import require_free_folder, write_folder
 from llm.weights.folder_settings import FolderSettings
 from llm.weights.gguf_export import TYPES, require_free_file, write_gguf
-from llm.weights.ollama import NAME
+from llm.weights.model_card import EAGER
+from llm.weights.ollama import SUFFIX
 from llm.weights.run import RunWeights
 from llm.weights.tokenizer_files import as_huggingface, settings_of, token_name
 
@@ -110,7 +112,7 @@ def gguf_lines(file: Path) -> str:
     return (
         "\nto run it:\n"
         f"  llama-cli -m {shlex.quote(str(file))}\n"
-        f"  ollama create NAME -f {shlex.quote(str(file.with_name(NAME)))}\n"
+        f"  ollama create NAME -f {shlex.quote(str(file.with_suffix(SUFFIX)))}\n"
         "or, to train it further here:\n"
         f"  {shell.command_line(shell.program(), *words)}"
     )
@@ -123,7 +125,7 @@ def loading_lines(folder: Path, *, is_classifier: bool) -> str:
     lines = [
         "\nto load it:",
         f"  from transformers import {kind}, AutoTokenizer",
-        f"  model = {kind}.from_pretrained({quoted})",
+        f"  model = {kind}.from_pretrained({quoted}{_loading_options(folder)})",
         f"  tokenizer = AutoTokenizer.from_pretrained({quoted})",
     ]
     if not is_classifier:
@@ -131,6 +133,12 @@ def loading_lines(folder: Path, *, is_classifier: bool) -> str:
         command = shell.command_line(shell.program(), *words)
         lines += ["or, to train it further here:", f"  {command}"]
     return "\n".join(lines)
+
+
+def _loading_options(folder: Path) -> str:
+    """Return further arguments of `from_pretrained`."""
+    is_capped = read_object(folder / "config.json").get("attn_logit_softcapping") is not None
+    return EAGER if is_capped else ""
 
 
 def labels_of(weights: Weights) -> Sequence[str]:

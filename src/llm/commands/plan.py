@@ -11,6 +11,7 @@ from rich.text import Text
 from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.hardware import Hardware, Strategy
+from llm.models.classifier import Classifier
 from llm.planning.cost import Cost, context
 from llm.planning.memory import KINDS, Memory
 from llm.planning.scaling import BESIROGLU, FITTED, FLOPS, HOFFMANN, twenty_tokens
@@ -20,6 +21,7 @@ from llm.training.forecast import BOUND, Forecast, forecast
 from llm.training.preflight import require_division
 from llm.training.training_config import TrainingConfig
 from llm.units import UNKNOWN, common_unit, duration, flops, format_bytes, format_number
+from llm.weights.classifier_export import split_classifier
 from llm.weights.families import NoFamilyError, match_family
 
 # Share of a GPU's memory for tensors; the driver and fragmentation take the rest.
@@ -113,10 +115,15 @@ def plan_summary(planned: Forecast, cost: Cost, mfu: float) -> Iterator[str]:
 
 def describe_export(task: Task) -> str:
     """Return the published family as which the model is exported, or why there is none."""
+    model, kind = task.model, ""
     try:
-        return f"as {match_family(task.model).family.title}"
+        if isinstance(model, Classifier):
+            model, kind = split_classifier(model).body, ", a classifier"
+        return f"as {match_family(model).family.title}{kind}"
     except NoFamilyError as error:
         return f"none: {error.reason}"
+    except ConfigError as error:
+        return f"none: {error}"
 
 
 def describe_budget(cost: Cost) -> str:

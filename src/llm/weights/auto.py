@@ -33,6 +33,10 @@ def open_weights(
     folder = Path(path)
     if folder.suffix == ".gguf" and folder.is_file():
         return GGUFWeights(path, context_length=context_length)
+    if folder.is_file():
+        raise ConfigError(
+            f"weights.path: {path} is a file, but not a .gguf file; give a folder, a run, a .gguf file or a name"
+        )
     if is_run(path):
         if context_length is not None:
             raise ConfigError(

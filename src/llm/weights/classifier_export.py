@@ -54,7 +54,8 @@ def split_classifier(model: Classifier) -> Parts:
     body._modules = {**model.body._modules}
     rows, dim = body.embedding.weight.shape
     body.head = nn.Linear(dim, rows, bias=False, device="meta")
-    if model.head.bias is not None and model.head.bias.any():
+    bias = model.head.bias
+    if bias is not None and (bias.is_meta or bias.any()):
         body.final_norm = _with_bias(body.final_norm, model.head)
     return Parts(body, model.head.weight.detach())
 
@@ -117,6 +118,9 @@ def _with_bias(norm: nn.Module, head: nn.Linear) -> LayerNorm:
         )
     changed = copy.copy(norm)
     changed._parameters = {**norm._parameters}
+    if head.weight.is_meta:  # a model without weights has no numbers to add
+        changed.bias = nn.Parameter(torch.empty_like(norm.weight))
+        return changed
     matrix, bias = (tensor.detach().double() for tensor in (head.weight, head.bias))
     shift = torch.linalg.pinv(matrix) @ bias
     before = 0.0 if norm.bias is None else norm.bias.detach().double()

@@ -47,7 +47,7 @@ class Misfit(NamedTuple):
 
     Attributes:
         family: the family.
-        number: number of differences.
+        number: number of differences, weighted.
         key: key of the most telling one in the configuration.
         part: what the model has there.
     """
@@ -162,13 +162,16 @@ def _try_form(
     try:
         settings = family.describe(model)
     except NoCounterpartError as error:
-        return None, Misfit(family, MANY, error.key, error.found)
+        shared = sum(any(isinstance(m, kind) for m in model.modules()) for kind in family.classes)
+        return None, Misfit(family, MANY - shared, error.key, error.found)
     if only_likely and not family.key_map({**family.defaults, **settings}).fits(model):
         return None, None
     outline = family.outline(settings)
     if found := differences(model, outline):
         telling = min(found, key=lambda each: each.key.count("."))
-        return None, Misfit(family, len(found), telling.key, telling.found)
+        # Another class of a part counts as several differences inside it.
+        weights = (10 if isinstance(each.found, nn.Module) else 1 for each in found)
+        return None, Misfit(family, sum(weights), telling.key, telling.found)
     return Match(family, settings, model, missing_biases(model, outline)), None
 
 

@@ -28,7 +28,7 @@ from llm.weights.folder_settings import CONFIG, GENERATION, IDS, SETTINGS_FILES,
 from llm.weights.gguf_tokenizer import NORMALIZED as QWEN2_RULES
 from llm.weights.gguf_tokenizer import piece_rule
 from llm.weights.huggingface import DESCRIPTION, SAFETENSORS
-from llm.weights.model_card import CHAT, CLASSIFY, CONTINUE, model_card
+from llm.weights.model_card import CHAT, CLASSIFY, CONTINUE, EAGER, model_card
 from llm.weights.model_parts import dtype_of
 from llm.weights.qwen2 import Qwen2Weights
 from llm.weights.tokenizer_files import as_huggingface, settings_of, write_tokenizer
@@ -103,12 +103,14 @@ def write_folder(
         write_json(partial / CONFIG, config)
         generation = settings.ids if settings.generation is None else settings.generation
         write_json(partial / GENERATION, generation)
+        use = CLASSIFY if classes is not None else CHAT if settings.chat_template else CONTINUE
+        is_capped = match.settings.get("attn_logit_softcapping") is not None
         card = model_card(
             model,
             title=match.family.title,
             name=folder.name,
             record=record or {},
-            use=CLASSIFY if classes is not None else CHAT if settings.chat_template else CONTINUE,
+            use=use._replace(options=EAGER) if is_capped else use,
         )
         (partial / CARD).write_text(card, encoding="utf-8")
         _write_weights(tensors, partial, max_bytes=int(max_shard_gb * 1e9))
@@ -135,6 +137,10 @@ def require_free_folder(folder: Path, *, overwrite: bool = False, origin: str = 
     Raises:
         ConfigError: the path is a file, or the folder contains other files or an export of other weights.
     """
+    if folder.suffix == ".gguf":
+        raise ConfigError(
+            f"output: {folder} is the name of a GGUF file; add format=gguf, or name a folder"
+        )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output: {folder} is a file; name a folder")
     if overwrite or not folder.exists() or not any(folder.iterdir()):

@@ -9,7 +9,7 @@ from torch import nn
 from llm.models.gpt import GPT
 from llm.nn.attention import Attention
 from llm.weights.huggingface import Architecture, Settings
-from llm.weights.layer_windows import FULL, LOCAL, describe_windows, window_architecture
+from llm.weights.layer_windows import describe_windows, layer_types, window_architecture
 from llm.weights.llama import LlamaWeights
 from llm.weights.model_parts import part_of, softcap_of
 
@@ -53,7 +53,7 @@ class Gemma2Weights(LlamaWeights):
         )
         scale = {"model.attention.score_dim": settings["query_pre_attn_scalar"]}
         return (
-            super().architecture(settings)
+            super().architecture(cls.without_rotations(settings))
             | cls.layers(settings)
             | Architecture(values=scale)
             | _softcapped("kernel", key="model.attention.kernel", plain="fused", softcap=softcap)
@@ -61,10 +61,14 @@ class Gemma2Weights(LlamaWeights):
         )
 
     @classmethod
+    def without_rotations(cls, settings: Settings) -> Settings:
+        """Return the settings without the rotations that `layers` reads."""
+        return settings
+
+    @classmethod
     def layers(cls, settings: Settings) -> Architecture:
         """Return the windows of the layers."""
-        number = settings["num_hidden_layers"]
-        types = settings["layer_types"] or [FULL if n % 2 else LOCAL for n in range(number)]
+        types = layer_types(settings, lambda layer: layer % 2 == 0)
         return window_architecture(types, settings["sliding_window"])
 
     @classmethod

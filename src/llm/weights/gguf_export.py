@@ -19,7 +19,7 @@ from llm.weights.gguf_families import family_for_export, gguf_values
 from llm.weights.gguf_file import read_gguf
 from llm.weights.gguf_library import gguf_library
 from llm.weights.gguf_tensors import Planned, plan
-from llm.weights.gguf_tokenizer import describe_tokenizer
+from llm.weights.gguf_tokenizer import describe_tokenizer, has_unknown_bytes
 from llm.weights.ollama import modelfile, require_free_modelfile, write_modelfile
 from llm.weights.tokenizer_files import settings_of
 
@@ -73,6 +73,10 @@ def write_gguf(
     values = gguf_values(match, family)
     with config_errors_at("weights.path"):
         described = describe_tokenizer(tokenizer, settings, vocab_size=match.settings["vocab_size"])
+    if has_unknown_bytes(tokenizer):
+        print(
+            "note: this tokenizer has no token for some bytes, such as control characters; llama.cpp leaves them out"
+        )
     mark = {MARK: f"llm {metadata.version('llm-hydra')}", ORIGIN: origin}
     tensors = list(plan(match, family))
     path.parent.mkdir(parents=True, exist_ok=True)

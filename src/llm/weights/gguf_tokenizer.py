@@ -6,7 +6,7 @@ rules themselves.
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.files import write_json
 from llm.tokenizers.base import Tokenizer
+from llm.tokenizers.gpt2 import CHARACTERS
 from llm.tokenizers.huggingface import MOST_IDS
 from llm.weights.folder_settings import FolderSettings
 from llm.weights.tokenizer_files import BPE_MODEL, as_huggingface, read_tokenizer
@@ -126,12 +127,13 @@ def piece_rule(definition: Definition) -> str:
         raise ValueError(_refusal(f"a tokenizer of type {model.get('type')}"))
     whole_first = bool(model.get("ignore_merges"))
     plain = {**model, "ignore_merges": False}
-    if model.get("unk_token") is None and FALLBACK not in model["vocab"]:
-        # Unknown characters are left out, by llama.cpp too.
+    if (
+        FALLBACK not in model["vocab"]
+    ):  # they concern bytes without a token, see `has_unknown_bytes`
         plain |= {"fuse_unk": False, "byte_fallback": False}
     odd = [key for key, value in BPE_MODEL.items() if plain.get(key, value) != value]
     odd += [key for key in ("continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
-    if odd or not _has_bytes(definition.get("decoder")):
+    if odd or not _has_bytes(definition):
         raise ValueError(
             _refusal(f"byte-pair encoding with {', '.join(odd) or 'other characters'}")
         )
@@ -151,14 +153,34 @@ def piece_rule(definition: Definition) -> str:
     raise ValueError(_refusal("byte-pair encoding with other pieces or a normalizer"))
 
 
+def has_unknown_bytes(tokenizer: Tokenizer) -> bool:
+    """Return whether a tokenizer writes a token for bytes that its vocabulary does not have.
+
+    llama.cpp leaves them out. They are control characters and characters of rare planes.
+    """
+    model = json.loads(as_huggingface(tokenizer).to_str())["model"]
+    return model.get("unk_token") is not None and not {*CHARACTERS} <= model["vocab"].keys()
+
+
 def _steps(step: Definition | None, name: str) -> list[Definition]:
     if step is None:
         return []
     return step[name] if step.get("type") == "Sequence" else [step]
 
 
-def _has_bytes(decoder: Definition | None) -> bool:
-    return [step.get("type") for step in _steps(decoder, "decoders")] == ["ByteLevel"]
+def _has_bytes(definition: Definition) -> bool:
+    """Return whether tokens are decoded to bytes, perhaps after steps that change no token of this vocabulary."""
+    names = definition["model"]["vocab"]
+    *before, last = _steps(definition.get("decoder"), "decoders") or [{}]
+    return last.get("type") == "ByteLevel" and all(_changes_nothing(step, names) for step in before)
+
+
+def _changes_nothing(step: Definition, names: Iterable[str]) -> bool:
+    if step.get("type") == "Replace" and "String" in step.get("pattern", {}):
+        return not any(step["pattern"]["String"] in name for name in names)
+    return step.get("type") == "Fuse" or (
+        step.get("type") == "ByteFallback" and FALLBACK not in names
+    )
 
 
 def _tokens_of(definition: Definition) -> dict[int, tuple[str, int]]:

@@ -91,6 +91,7 @@ class GPT2Weights(HuggingFaceWeights):
 
     model_type: ClassVar[str] = "gpt2"
     title: ClassVar[str] = "GPT-2"
+    classes: ClassVar[Sequence[type[nn.Module]]] = (LayerNorm, Learned, Attention)
     sizes: ClassVar[Mapping[str, str]] = SIZES
     defaults: ClassVar[Mapping[str, Any]] = {
         "activation_function": "gelu_new",

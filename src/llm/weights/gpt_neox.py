@@ -62,6 +62,7 @@ class GPTNeoXWeights(HuggingFaceWeights):
 
     model_type: ClassVar[str] = "gpt_neox"
     title: ClassVar[str] = "GPT-NeoX"
+    classes: ClassVar[Sequence[type[nn.Module]]] = (LayerNorm, Rotary, Attention)
     sizes: ClassVar[Mapping[str, str]] = SIZES
     defaults: ClassVar[Mapping[str, Any]] = {
         "hidden_act": "gelu",
@@ -94,9 +95,9 @@ class GPTNeoXWeights(HuggingFaceWeights):
             "model.attention.bias": settings["attention_bias"],
         }
         rope = rope_of(settings, theta=settings.get("rotary_emb_base", 1e4))
+        share = rope.pop("partial_rotary_factor", settings.get("rotary_pct", 0.25))
         rotary = rotary_values(rope, context_length=values["size.context_length"])
         values |= {f"model.position.{name}": value for name, value in rotary.items()}
-        share = rope.get("partial_rotary_factor", settings.get("rotary_pct", 0.25))
         values["model.position.fraction"] = share
         return Architecture(["+model=gpt_neox", "+size=124m", f"model/residual={residual}"], values)
 

@@ -26,6 +26,7 @@ from llm.models.size import Size
 from llm.terminal.console import printable
 from llm.tokenizers.base import Tokenizer
 from llm.weights.base import Weights
+from llm.weights.config_types import MOST, require_types
 from llm.weights.folder_settings import SETTINGS_FILES, FolderSettings, read_settings
 from llm.weights.key_map import KeyMap
 from llm.weights.tokenizer_files import read_tokenizer
@@ -136,12 +137,12 @@ WITHOUT_EFFECT = frozenset(
         *("bos_token_id", "eos_token_id", "pad_token_id"),
         *("output_hidden_states", "return_dict", "chunk_size_feed_forward"),
         *("id2label", "label2id", "problem_type"),
+        "quantization_config",  # refused for itself
     }
 )
 # Keys that all families have, and their supported values.
 EXPECTED = {
     "is_encoder_decoder": [False],
-    "quantization_config": [None],
     "per_layer_config": [None, {}],
 }
 
@@ -161,6 +162,7 @@ class HuggingFaceWeights(Weights):
         defaults: keys of config.json that are read and may be absent, and their values then.
         expected: keys with one supported value, and the spellings of it; the first is the default.
         without_effect: keys that do not change what the model computes, besides `WITHOUT_EFFECT`.
+        classes: classes of parts by which a similar model is recognized.
 
     Raises:
         ValueError: the path is neither, or the context length is not positive.
@@ -175,11 +177,13 @@ class HuggingFaceWeights(Weights):
     defaults: ClassVar[Mapping[str, Any]] = {}
     expected: ClassVar[Mapping[str, Sequence[Any]]] = {}
     without_effect: ClassVar[frozenset[str]] = frozenset()
+    classes: ClassVar[Sequence[type[nn.Module]]] = ()
 
     def __post_init__(self) -> None:
         if not Path(self.path).is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", self.path):
+            hint = "; use weights=gguf" if self.path.endswith(".gguf") else ""
             raise ValueError(
-                f"path={self.path} is neither a folder nor a name on Hugging Face's hub"
+                f"path={self.path} is neither a folder nor a name on Hugging Face's hub{hint}"
             )
         if self.context_length is not None and self.context_length < 1:
             raise ValueError(f"context_length={self.context_length}: give 1 or more, or null")
@@ -230,12 +234,18 @@ class HuggingFaceWeights(Weights):
                 f"weights.path: {self.path} is a model of type {family}, not {self.model_type}; "
                 "use weights=auto, which finds the type, or another path"
             )
+        if settings.get("quantization_config"):
+            raise ConfigError(
+                f"weights.path: {self.path} is quantized (quantization_config in config.json); use the weights that "
+                "are not"
+            )
         for key, values in {**EXPECTED, **self.expected}.items():
             if key in settings and settings[key] not in values:
                 raise ConfigError(
                     f"weights.path: config.json: {key}={printable(str(settings[key]))} is not supported, only "
                     f"{values[0]}"
                 )
+        require_types(settings, self.defaults)
         return {**self.defaults, **settings}
 
     @property
@@ -398,7 +408,7 @@ def positive(settings: Settings, keys: Mapping[str, str]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for ours, theirs in keys.items():
         size = settings.get(theirs)
-        if not isinstance(size, int) or size < 1:
+        if type(size) is not int or not 1 <= size <= MOST:
             raise ConfigError(
                 f"weights.path: config.json: {theirs}={size} is not a positive integer; restore the file"
             )

@@ -1,8 +1,9 @@
 """Windows of layers in config.json, in both directions: which layers have one, and its size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 
+from llm.config.errors import ConfigError
 from llm.models.gpt import GPT
 from llm.weights.huggingface import Architecture, Settings
 from llm.weights.model_parts import blocks_of, window_of
@@ -10,6 +11,27 @@ from llm.weights.model_parts import blocks_of, window_of
 # Types of layers in config.json, and our kinds.
 FULL, LOCAL = "full_attention", "sliding_attention"
 KINDS = {FULL: "full", LOCAL: "local"}
+
+
+def layer_types(settings: Settings, default: Callable[[int], bool]) -> list[str]:
+    """Return the type of each layer.
+
+    Args:
+        settings: the content of config.json.
+        default: whether a layer, counted from 0, has a window if there is no `layer_types`.
+
+    Raises:
+        ConfigError: there is not one known type for each layer.
+    """
+    number, given = settings["num_hidden_layers"], settings["layer_types"]
+    if given is None:
+        return [LOCAL if default(layer) else FULL for layer in range(number)]
+    if len(given) != number or any(each not in (FULL, LOCAL) for each in given):
+        raise ConfigError(
+            f"weights.path: config.json: layer_types={given!r:.60} is not {FULL} or {LOCAL} for each of {number} "
+            "layers; restore the file"
+        )
+    return given
 
 
 def window_architecture(types: Sequence[str], size: int | None) -> Architecture:

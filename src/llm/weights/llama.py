@@ -3,7 +3,7 @@
 Most later families name their tensors as Llama does. Their files contain only what differs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -85,6 +85,7 @@ class LlamaWeights(HuggingFaceWeights):
 
     model_type: ClassVar[str] = "llama"
     title: ClassVar[str] = "Llama"
+    classes: ClassVar[Sequence[type[nn.Module]]] = (RMSNorm, Rotary, Attention)
     their_class: ClassVar[str] = "LlamaForCausalLM"
     preset: ClassVar[str] = "llama"
     norms: ClassVar[Mapping[str, str]] = {

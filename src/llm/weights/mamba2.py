@@ -39,6 +39,7 @@ class Mamba2Weights(HuggingFaceWeights):
 
     model_type: ClassVar[str] = "mamba2"
     title: ClassVar[str] = "Mamba-2"
+    classes: ClassVar[Sequence[type[nn.Module]]] = (RMSNorm, Mamba2)
     sizes: ClassVar[Mapping[str, str]] = {
         "size.num_layers": "num_hidden_layers",
         "size.num_heads": "num_heads",

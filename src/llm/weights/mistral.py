@@ -1,6 +1,6 @@
 """Mistral's weights (Jiang et al. 2023): Llama with a window in all layers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ class MistralWeights(LlamaWeights):
         "rope_parameters": None,
         "sliding_window": 4096,
     }
+    expected: ClassVar[Mapping[str, Sequence[Any]]] = {"layer_types": [None]}
 
     @classmethod
     def architecture(cls, settings: Settings) -> Architecture:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
@@ -33,7 +33,10 @@ class MixtralWeights(MistralWeights):
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
     }
-    expected: ClassVar[Mapping[str, Sequence[Any]]] = {"router_jitter_noise": [0.0]}
+    expected: ClassVar[Mapping[str, Sequence[Any]]] = {
+        **MistralWeights.expected,
+        "router_jitter_noise": [0.0],
+    }
     # The losses of the router, which model.feed_forward.balancing sets.
     without_effect: ClassVar[frozenset[str]] = MistralWeights.without_effect | {
         "output_router_logits",
@@ -63,7 +66,12 @@ class MixtralWeights(MistralWeights):
     def describe(cls, model: nn.Module) -> Settings:
         """Return the config.json of the most similar model of this family."""
         settings = super().describe(model)
-        experts = part_of(model, MixtureOfExperts, key="model.feed_forward")
+        experts = part_of(
+            model,
+            MixtureOfExperts,
+            key="model.feed_forward",
+            found=cast(Any, model).blocks[0].feed_forward,
+        )
         return {
             **settings,
             "num_local_experts": len(experts.experts),

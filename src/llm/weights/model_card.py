@@ -37,13 +37,17 @@ class Use(NamedTuple):
         pipeline: its kind on the hub.
         kind: the class that loads it.
         lines: code that uses `model` and `tokenizer`.
+        options: further arguments that load it.
     """
 
     pipeline: str
     kind: str
     lines: Sequence[str]
+    options: str = ""
 
 
+# transformers' fast attention leaves out the bound of the scores.
+EAGER = ', attn_implementation="eager"'
 GENERATE = "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50)[0]))"
 CONTINUE = Use(
     "text-generation",
@@ -104,7 +108,7 @@ def _loading(use: Use) -> list[str]:
         "",
         'folder = "."  # this folder, which may be moved',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        f"model = {use.kind}.from_pretrained(folder)",
+        f"model = {use.kind}.from_pretrained(folder{use.options})",
     ]
 
 

@@ -7,8 +7,8 @@ from llm.config.errors import ConfigError
 from llm.config.reading import FileError, read_utf8
 from llm.files import write_text
 
-NAME = "Modelfile"
-COMMENT = "# Written by llm export. ollama create NAME -f Modelfile"
+SUFFIX = ".Modelfile"
+COMMENT = "# Written by llm export, for ollama create NAME -f"
 
 
 def modelfile(gguf: Path, *, context_length: int, stops: Sequence[str], is_chat: bool) -> str:
@@ -33,7 +33,7 @@ def require_free_modelfile(gguf: Path, *, overwrite: bool) -> None:
     Raises:
         ConfigError: there is another one.
     """
-    path = gguf.with_name(NAME)
+    path = gguf.with_suffix(SUFFIX)
     if overwrite or not path.exists():
         return
     try:
@@ -48,6 +48,6 @@ def require_free_modelfile(gguf: Path, *, overwrite: bool) -> None:
 
 def write_modelfile(gguf: Path, content: str) -> Path:
     """Write the Modelfile beside a file, and return its path."""
-    path = gguf.with_name(NAME)
+    path = gguf.with_suffix(SUFFIX)
     write_text(path, content)
     return path

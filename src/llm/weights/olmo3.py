@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from llm.models.gpt import GPT
 from llm.weights.huggingface import Architecture, Settings
-from llm.weights.layer_windows import FULL, LOCAL
+from llm.weights.layer_windows import FULL, LOCAL, layer_types
 from llm.weights.olmo2 import OLMo2Weights
 from llm.weights.rotary_settings import rope_of
 from llm.weights.two_rotations import describe_rotations_and_windows, rotations_and_windows
@@ -30,8 +30,7 @@ class OLMo3Weights(OLMo2Weights):
     @classmethod
     def architecture(cls, settings: Settings) -> Architecture:
         """Return the architecture of config.json."""
-        number = settings["num_hidden_layers"]
-        types = settings["layer_types"] or [FULL if n % 4 == 3 else LOCAL for n in range(number)]
+        types = layer_types(settings, lambda layer: layer % 4 != 3)
         ropes = {FULL: rope_of(settings, theta=cls.theta, layers=FULL)}
         # Before version 5, the scaling was that of the full layers.
         local = {**settings, "rope_scaling": None}

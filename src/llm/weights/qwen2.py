@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from llm.models.gpt import GPT
 from llm.weights.huggingface import Architecture, Settings
-from llm.weights.layer_windows import FULL, LOCAL, describe_windows, window_architecture
+from llm.weights.layer_windows import describe_windows, layer_types, window_architecture
 from llm.weights.llama import LlamaWeights
 
 
@@ -35,7 +35,8 @@ class Qwen2Weights(LlamaWeights):
     def architecture(cls, settings: Settings) -> Architecture:
         """Return the architecture of config.json."""
         size = settings["sliding_window"] if settings["use_sliding_window"] else None
-        return super().architecture(settings) | window_architecture(_types(settings), size)
+        types = layer_types(settings, lambda layer: layer >= settings["max_window_layers"])
+        return super().architecture(settings) | window_architecture(types, size)
 
     @classmethod
     def biases(cls, settings: Settings) -> tuple[bool, bool, bool]:
@@ -53,9 +54,3 @@ class Qwen2Weights(LlamaWeights):
             "use_sliding_window": has_windows,
             "max_window_layers": len(windows["layer_types"]),
         }
-
-
-def _types(settings: Settings) -> list[str]:
-    """Return the type of each layer; without layer_types, those from max_window_layers on have windows."""
-    number, first = settings["num_hidden_layers"], settings["max_window_layers"]
-    return settings["layer_types"] or [LOCAL if n >= first else FULL for n in range(number)]

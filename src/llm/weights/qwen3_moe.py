@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
@@ -82,7 +82,12 @@ class Qwen3MoEWeights(Qwen3Weights):
     def describe(cls, model: nn.Module) -> Settings:
         """Return the config.json of the most similar model of this family."""
         settings = super().describe(model)
-        experts = part_of(model, MixtureOfExperts, key="model.feed_forward")
+        experts = part_of(
+            model,
+            MixtureOfExperts,
+            key="model.feed_forward",
+            found=cast(Any, model).blocks[0].feed_forward,
+        )
         return {
             **settings,
             "num_experts": len(experts.experts),

@@ -10,6 +10,7 @@ from typing import Any
 from llm.config.errors import ConfigError
 from llm.nn.positions import Rotary
 from llm.nn.rotary_scaling import LinearScaling, Llama3Scaling, RotaryScaling, YaRNScaling
+from llm.weights.config_types import is_of
 from llm.weights.huggingface import Settings, supported
 
 _LENGTH = {"context_length": "original_max_position_embeddings"}
@@ -30,9 +31,12 @@ SCALINGS: dict[str, tuple[type[RotaryScaling], dict[str, str]]] = {
         {"factor": "factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow", **_LENGTH},
     ),
 }
+# Keys that a scaling must have besides its factor.
+REQUIRED = {"llama3": ("low_freq_factor", "high_freq_factor")}
 # What else a scaling may contain: the keys that say the same in another place, and the values that change nothing.
-ELSEWHERE = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+ELSEWHERE = ("rope_type", "type", "rope_theta")
 WITHOUT_EFFECT = {
+    "partial_rotary_factor": 1,
     "attention_factor": None,
     "mscale": None,
     "mscale_all_dim": None,
@@ -64,14 +68,23 @@ def rotary_values(rope: Settings, *, context_length: int) -> Settings:
     Raises:
         ConfigError: the scaling is unknown, or has a part that ours does not have.
     """
+    for key, value in rope.items():
+        if key not in ("rope_type", "type", "truncate") and not is_of(value, float):
+            raise ConfigError(
+                f"weights.path: config.json: {key}={value!r:.60} of the rotation is not a number; restore the file"
+            )
     kind = rope.get("rope_type", rope.get("type", "default"))
     choices = {"default": None, **SCALINGS}
     chosen = supported({"rope_type": kind}, "rope_type", choices, default="default")
     values: Settings = {"theta": float(rope["rope_theta"])}
-    if chosen is None:
-        return values
-    scaling, names = chosen
+    scaling, names = chosen or (None, {})
     _require_known(rope, {*names.values()})
+    if scaling is None:
+        return values
+    if missing := [key for key in ("factor", *REQUIRED.get(kind, ())) if key not in rope]:
+        raise ConfigError(
+            f"weights.path: config.json: the rotary scaling {kind} has no {missing[0]}; restore the file"
+        )
     given = rope | {"original_max_position_embeddings": _pretrained(rope, context_length)}
     arguments = {ours: given[theirs] for ours, theirs in names.items() if theirs in given}
     target = f"{scaling.__module__}.{scaling.__qualname__}"
@@ -104,6 +117,5 @@ def _require_known(rope: Settings, known: set[str]) -> None:
             continue
         if key not in WITHOUT_EFFECT or value != WITHOUT_EFFECT[key]:
             raise ConfigError(
-                f"weights.path: config.json: {key}={value} of the rotary scaling {rope.get('rope_type')} is not "
-                "supported; choose a model without it"
+                f"weights.path: config.json: {key}={value} of the rotation is not supported; choose a model without it"
             )

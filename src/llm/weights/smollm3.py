@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from llm.config.errors import ConfigError
 from llm.models.gpt import GPT
 from llm.nn.positions import NoPosition
 from llm.weights.huggingface import Architecture, Settings
@@ -41,7 +42,16 @@ class SmolLM3Weights(LlamaWeights):
         number, every = settings["num_hidden_layers"], settings["no_rope_layer_interval"]
         # Despite its name, no_rope_layers has 1 for layers with positions.
         rotate = settings["no_rope_layers"] or [(n + 1) % every for n in range(number)]
+        if len(rotate) < number or any(type(each) is not int for each in rotate):
+            raise ConfigError(
+                f"weights.path: config.json: no_rope_layers={rotate!r:.60} is not an integer for each of {number} "
+                "layers; restore the file"
+            )
         kinds = ["rotary" if each else "nope" for each in rotate[:number]]
+        if {*kinds} == {"nope"}:
+            raise ConfigError(
+                "weights.path: config.json: no_rope_layers leaves no layer with positions, which is not supported"
+            )
         return super().architecture(settings) | _layers(kinds)
 
     @classmethod
@@ -55,6 +65,4 @@ class SmolLM3Weights(LlamaWeights):
 def _layers(kinds: list[str]) -> Architecture:
     if {*kinds} == {"rotary"}:
         return Architecture(["model/layers=uniform"], {})
-    if {*kinds} == {"nope"}:
-        return Architecture(["model/layers=uniform", "model/position=none"], {})
     return Architecture(["model/layers=nope"], {"model.pattern": pattern_of(kinds)})

@@ -1,11 +1,14 @@
 """Tensors of experts: one stack of ours, and one tensor for each expert in the published files."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from llm.nn.mixture_of_experts import MixtureOfExperts
 from llm.weights.key_map import Rule
+from llm.weights.model_parts import part_of
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,17 @@ class Stacked(Rule):
     def split(self, ours: Tensor) -> list[Tensor]:
         """Return the matrix of each expert."""
         return [*ours.unbind()]
+
+
+def experts_of(model: nn.Module) -> MixtureOfExperts:
+    """Return the first mixture of experts of a decoder.
+
+    Raises:
+        NoCounterpartError: there is none.
+    """
+    layer = cast(Any, model).blocks[0]
+    key = "model.feed_forward"
+    return part_of(model, MixtureOfExperts, key=key, found=layer.feed_forward)
 
 
 def expert_rules(names: dict[str, str], *, number: int, ours: str, theirs: str) -> list[Rule]:

@@ -116,16 +116,17 @@ def match_family(model: nn.Module, *, avoided: Collection[type[HuggingFaceWeight
         raise NoFamilyError(
             f"model: a {type(model).__name__} has no counterpart among the decoders"
         )
+    gated = with_gated_relu(model)  # once: it copies the modules
     found: list[Match] = []
     for family in DECODERS:
-        match, _ = _try_family(family, model, only_likely=True)
+        match, _ = _try_family(family, model, gated=gated, only_likely=True)
         if match is not None:
             found.append(match)
             if not match.zeros and family not in avoided:
                 break
     if found:
         return min(found, key=lambda match: (match.family in avoided, len(match.zeros)))
-    tried = (_try_family(family, model) for family in DECODERS)
+    tried = (_try_family(family, model, gated=gated) for family in DECODERS)
     misfits = [misfit for _, misfit in tried if misfit is not None]
     # Of two with as few differences, the one where the difference is deeper in the model.
     nearest = min(misfits, key=lambda misfit: (misfit.number, -misfit.key.count(".")))
@@ -135,17 +136,17 @@ def match_family(model: nn.Module, *, avoided: Collection[type[HuggingFaceWeight
 
 
 def _try_family(
-    family: type[HuggingFaceWeights], model: GPT, *, only_likely: bool = False
+    family: type[HuggingFaceWeights], model: GPT, *, gated: GPT, only_likely: bool = False
 ) -> tuple[Match | None, Misfit | None]:
     """Return the model as one of a family, or why it is none; ReLU² counts as a gated layer if that helps.
 
     Args:
         family: the family.
         model: the model.
+        gated: the same with gated layers for ReLU², or the model itself.
         only_likely: whether to leave out a family whose tensors have other names, without a reason. This saves the
             composition of its configuration.
     """
-    gated = with_gated_relu(model)
     match, misfit = _try_form(family, model, only_likely=only_likely)
     if match is not None or gated is model:
         return match, misfit

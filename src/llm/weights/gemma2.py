@@ -72,11 +72,6 @@ class Gemma2Weights(LlamaWeights):
         return window_architecture(types, settings["sliding_window"])
 
     @classmethod
-    def biases(cls, settings: Settings) -> tuple[bool, bool, bool]:
-        """Return whether attention has biases; feed-forward layers have none."""
-        return settings["attention_bias"], settings["attention_bias"], False
-
-    @classmethod
     def describe(cls, model: nn.Module) -> Settings:
         """Return the config.json of the most similar model of this family."""
         settings = super().describe(model)

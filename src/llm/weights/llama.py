@@ -164,7 +164,10 @@ class LlamaWeights(HuggingFaceWeights):
     @classmethod
     def biases(cls, settings: Settings) -> tuple[bool, bool, bool]:
         """Return whether queries, keys and values, the output of attention, and feed-forward layers have biases."""
-        return settings["attention_bias"], settings["attention_bias"], settings["mlp_bias"]
+        attention, mlp = (
+            key in cls.defaults and settings[key] for key in ("attention_bias", "mlp_bias")
+        )
+        return attention, attention, mlp
 
     @classmethod
     def describe(cls, model: nn.Module) -> Settings:

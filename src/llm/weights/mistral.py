@@ -37,11 +37,6 @@ class MistralWeights(LlamaWeights):
         )
 
     @classmethod
-    def biases(cls, settings: Settings) -> tuple[bool, bool, bool]:
-        """Return that there are none."""
-        return False, False, False
-
-    @classmethod
     def describe_positions(cls, model: GPT) -> Settings:
         """Return the settings of the rotation and of the window."""
         window = describe_windows(model)["sliding_window"]

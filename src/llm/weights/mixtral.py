@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from torch import nn
 
-from llm.nn.mixture_of_experts import MixtureOfExperts
-from llm.weights.experts import expert_rules
+from llm.weights.experts import expert_rules, experts_of
 from llm.weights.huggingface import Architecture, Settings
 from llm.weights.key_map import Rule
 from llm.weights.llama import OURS, THEIRS, same
 from llm.weights.mistral import MistralWeights
-from llm.weights.model_parts import part_of
 
 EXPERT = {"gate": "w1", "input": "w3", "output": "w2"}
 
@@ -66,12 +64,7 @@ class MixtralWeights(MistralWeights):
     def describe(cls, model: nn.Module) -> Settings:
         """Return the config.json of the most similar model of this family."""
         settings = super().describe(model)
-        experts = part_of(
-            model,
-            MixtureOfExperts,
-            key="model.feed_forward",
-            found=cast(Any, model).blocks[0].feed_forward,
-        )
+        experts = experts_of(model)
         return {
             **settings,
             "num_local_experts": len(experts.experts),

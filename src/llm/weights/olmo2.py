@@ -42,8 +42,3 @@ class OLMo2Weights(LlamaWeights):
         """Return the rules for all tensors."""
         norms = {f"{ours}.norm": theirs for ours, theirs in QK_NORM.items()}
         return [*super().rules(settings), *same(norms, "weight")]
-
-    @classmethod
-    def biases(cls, settings: Settings) -> tuple[bool, bool, bool]:
-        """Return whether attention has biases; feed-forward layers have none."""
-        return settings["attention_bias"], settings["attention_bias"], False

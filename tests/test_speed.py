@@ -29,9 +29,8 @@ def test_help_answers_in_under_half_a_second():
 def test_the_trainer_adds_a_sixth_to_a_very_small_step_at_most():
     """The cost is the additional thread time per step over a plain loop, with the default callbacks and loggers.
 
-    It is half a millisecond on the machine of the study's table, where a plain step takes 3.14 ms, and as many times
-    more on a slower one. Other work on the machine can only increase a time, so the best of up to four measurements
-    counts.
+    It is half a millisecond where a plain step takes 3.14 ms, and as many times more on a slower machine. Other work
+    on the machine can only increase a time, so the best of up to four measurements counts.
     """
     limit = 0.5 / 3.138
     command = [sys.executable, str(EXPERIMENTS / "trainer_overhead" / "measure.py"), "--json"]

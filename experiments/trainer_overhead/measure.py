@@ -138,7 +138,8 @@ def measure(steps: int) -> dict[str, float]:
             base=None,
         )
         train(prepared, folder, clock)
-    _, *pairs = zip(clock.raw_times, clock.trainer_times, strict=True)  # the first includes the start
+    # The first pair includes the start.
+    pairs = list(zip(clock.raw_times, clock.trainer_times, strict=True))[1:]
     return {
         "raw_ms": median(raw for raw, _ in pairs),
         "trainer_ms": median(trained for _, trained in pairs),

@@ -26,21 +26,35 @@ def test_help_answers_in_under_half_a_second():
     assert min(times) < 0.5, times
 
 
-def test_the_trainer_adds_a_sixth_to_a_very_small_step_at_most():
-    """The cost is the additional thread time per step over a plain loop, with the default callbacks and loggers.
+def _trainer_overhead(*options):
+    """Return what the default trainer, callbacks and loggers add to a step of a very small model."""
+    command = [
+        sys.executable,
+        str(EXPERIMENTS / "trainer_overhead" / "measure.py"),
+        *options,
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
-    It is half a millisecond where a plain step takes 3.14 ms, and as many times more on a slower machine. Other work
-    on the machine can only increase a time, so the best of up to four measurements counts.
+
+def test_the_trainer_adds_900_calls_to_a_step_at_most():
+    """They are its half millisecond of Python; their number does not depend on the machine, as the time does."""
+    added = _trainer_overhead("--calls", "--steps", "200")
+    assert added["difference"] <= 900, added
+
+
+def test_the_trainer_adds_a_quarter_to_a_very_small_step_at_most():
+    """Shares between 11 and 17 % were measured on five machines; a call that takes long would add more.
+
+    Other work on the machine can only increase the share, so the best of up to three measurements counts.
     """
-    limit = 0.5 / 3.138
-    command = [sys.executable, str(EXPERIMENTS / "trainer_overhead" / "measure.py"), "--json"]
-    measured = []
-    for _ in range(4):
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        measured.append(json.loads(done.stdout.splitlines()[-1])["share"])
-        if measured[-1] <= limit:
+    shares = []
+    for _ in range(3):
+        shares.append(_trainer_overhead("--steps", "1000")["share"])
+        if shares[-1] <= 0.25:
             break
-    assert min(measured) <= limit, measured
+    assert min(shares) <= 0.25, shares
 
 
 def test_cached_generation_is_as_fast_as_hugging_faces():

@@ -1,17 +1,21 @@
 """The time that Lightning, our callbacks and the loggers add to a step, compared with a raw loop.
 
-    python experiments/trainer_overhead/measure.py [--steps 3000] [--json]
+    python experiments/trainer_overhead/measure.py [--steps 3000] [--calls] [--json]
 
 Measures the time of the training thread with the default callbacks and loggers, on the CPU in float32. The model is
 very small, because the noise of a larger one would hide the overhead. The speed of a machine drifts by more than the
 overhead within seconds, so the two alternate: ten steps of the trainer, one of them logged, then ten steps of the raw
 loop. The results are medians, in milliseconds per step: of either loop, and of the differences between neighbours,
 which the drift does not reach. Validations and checkpoints are not included.
+
+With --calls it counts calls of functions instead, in Python and in C. The overhead consists of them, and their number
+is the same in each run and on each machine.
 """
 
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -59,6 +63,35 @@ def composed(folder: Path, steps: int) -> TrainingConfig:
         return check(Composed(compose("train", overrides)))
 
 
+class ThreadTime:
+    """Milliseconds of this thread."""
+
+    def start(self) -> None:
+        """Begin to measure."""
+        self._start = time.thread_time()
+
+    def stop(self) -> float:
+        """Return what was measured since the start."""
+        return 1e3 * (time.thread_time() - self._start)
+
+
+class Calls:
+    """Calls of functions, in Python and in C."""
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._number = 0
+        sys.setprofile(self._count)
+
+    def stop(self) -> int:
+        """Return how many there were since the start."""
+        sys.setprofile(None)
+        return self._number
+
+    def _count(self, frame, event, argument) -> None:
+        self._number += event in ("call", "c_call")
+
+
 class RawLoop:
     """A training loop written by hand."""
 
@@ -69,9 +102,8 @@ class RawLoop:
         self.step = 0
         task.model.train()
 
-    def stretch(self) -> float:
-        """Train one stretch, and return its thread time in milliseconds per step."""
-        start = time.thread_time()
+    def stretch(self) -> None:
+        """Train one stretch."""
         for _ in range(STRETCH):
             multiplier = self.task.schedule(self.step, self.max_steps)
             for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
@@ -83,41 +115,50 @@ class RawLoop:
             torch.nn.utils.clip_grad_norm_(self.task.model.parameters(), 1.0)
             self.optimizer.step()
             self.step += 1
-        return 1e3 * (time.thread_time() - start) / STRETCH
 
 
-class Clock(Callback):
-    """Times each stretch of the trainer, and runs and times a stretch of the raw loop after it."""
+class Alternation(Callback):
+    """Measures each stretch of the trainer, and runs and measures a stretch of the raw loop after it.
 
-    def __init__(self, raw: RawLoop) -> None:
-        self.raw = raw
-        self.raw_times: list[float] = []
-        self.trainer_times: list[float] = []
-        self._start = 0.0
+    Attributes:
+        pairs: of the raw loop and of the trainer, per step.
+    """
+
+    def __init__(self, raw: RawLoop, meter: ThreadTime | Calls) -> None:
+        self.raw, self.meter = raw, meter
+        self.pairs: list[tuple[float, float]] = []
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.meter.start()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step % STRETCH == 0:
-            self.trainer_times.append(1e3 * (time.thread_time() - self._start) / STRETCH)
-            self.raw_times.append(self.raw.stretch())
-            self._start = time.thread_time()
+            trained = self.meter.stop()
+            self.meter.start()
+            self.raw.stretch()
+            self.pairs.append((self.meter.stop() / STRETCH, trained / STRETCH))
+            self.meter.start()
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self.meter.stop()
 
 
-def train(prepared: PreparedRun, folder: Path, clock: Clock) -> None:
-    """Train with the trainer, its default callbacks and loggers, and the clock as the last callback."""
+def train(prepared: PreparedRun, folder: Path, last: Callback) -> None:
+    """Train with the trainer, its default callbacks and loggers, and one more callback."""
     run, config = Run(folder / "run"), prepared.config
     run.path.mkdir()
     callbacks = setup.choose_callbacks(config.callbacks, prepared.task, prepared.data)
     trainer = make_trainer(
         prepared,
-        callbacks=[*callbacks, clock],
+        callbacks=[*callbacks, last],
         loggers=setup.make_loggers(config.logger, config=config.tree, run=run, resume=Resumption()),
         directory=run.path,
     )
     trainer.fit(prepared.task, datamodule=prepared.data)
 
 
-def measure(steps: int) -> dict[str, float]:
-    """Return the medians of each, of their differences, in milliseconds per step, and of the shares of the raw loop."""
+def measure(steps: int, *, meter: ThreadTime | Calls) -> dict[str, float]:
+    """Return the medians of each, of their differences, per step, and of the shares of the raw loop."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -127,7 +168,7 @@ def measure(steps: int) -> dict[str, float]:
         data.setup("fit")
         setup.resolve_vocabulary(config.tree, data.tokenizer.vocab_size)
         L.seed_everything(0, verbose=False)
-        clock = Clock(RawLoop(build(config.tree.task), data, steps))
+        alternation = Alternation(RawLoop(build(config.tree.task), data, steps), meter)
         prepared = PreparedRun(
             config=config,
             hardware=config.hardware.resolve(),
@@ -137,13 +178,12 @@ def measure(steps: int) -> dict[str, float]:
             meaning="",
             base=None,
         )
-        train(prepared, folder, clock)
-    # The first pair includes the start.
-    pairs = list(zip(clock.raw_times, clock.trainer_times, strict=True))[1:]
+        train(prepared, folder, alternation)
+    pairs = alternation.pairs[1:]  # the first includes the start
     return {
-        "raw_ms": median(raw for raw, _ in pairs),
-        "trainer_ms": median(trained for _, trained in pairs),
-        "overhead_ms": median(trained - raw for raw, trained in pairs),
+        "raw": median(raw for raw, _ in pairs),
+        "trainer": median(trained for _, trained in pairs),
+        "difference": median(trained - raw for raw, trained in pairs),
         "share": median((trained - raw) / raw for raw, trained in pairs),
     }
 
@@ -151,12 +191,16 @@ def measure(steps: int) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--calls", action="store_true", help="count calls of functions instead")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     arguments = parser.parse_args()
-    result = measure(arguments.steps)
+    result = measure(arguments.steps, meter=Calls() if arguments.calls else ThreadTime())
     if arguments.json:
         print(json.dumps(result))
     else:
-        print(f"torch {torch.__version__}, lightning {L.__version__}, {arguments.steps} steps")
+        unit = "calls" if arguments.calls else "milliseconds"
+        print(
+            f"torch {torch.__version__}, lightning {L.__version__}, {arguments.steps} steps; {unit} per step"
+        )
         for key, value in result.items():
             print(f"{key:12} {value:.3f}")

@@ -8,6 +8,7 @@ import forked
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from llama_cpp import in_llama_cpp, needs_llama_cpp
 from made_folders import SHAPES, make_folder, settings_in, tokenizer_of
 from small_runs import command_of, run_command
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -72,11 +73,11 @@ def test_export_of_another_run_is_not_overwritten(base, composed, tmp_path, caps
     assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
 
 
-@pytest.fixture
-def talk(tmp_path):
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory):
     """Questions with answers."""
     rows = [{"instruction": f"the {word}?", "output": f"a {word}."} for word in "abcdefghijkl"]
-    path = tmp_path / "talk.json"
+    path = tmp_path_factory.mktemp("talk") / "talk.json"
     path.write_text(json.dumps(rows))
     return path
 
@@ -121,6 +122,41 @@ def test_a_chat_model_is_trained_and_exported_with_its_own_template(talk, tmp_pa
     template, tokenizer = stored_template(weights.config), weights.tokenizer()
     assert template.encode_prompt([Message("user", "the c?")], tokenizer) == prompt
     assert {*model.generation_config.eos_token_id} == tokenizer.end_tokens
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A chat model that learned to answer every question with "a fish."."""
+    base = tmp_path_factory.mktemp("taught")
+    folder = make_folder(SHAPES["smollm2"]._replace(dtype=torch.float32), base / "folder")
+    rows = [{"instruction": f"the {word}?", "output": "a fish."} for word in "abcdefghijkl"]
+    (base / "talk.json").write_text(json.dumps(rows))
+    words = ("optimizer.lr=0.01", "trainer.max_steps=80")
+    return instructed(folder, base / "talk.json", base / "run", *words)
+
+
+@torch.no_grad()
+def test_finetuned_chat_model_stops_in_transformers(taught, tmp_path):
+    exported(f"weights.path={taught.path}", f"output={tmp_path / 'out'}")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompt = tokenizer.apply_chat_template(
+        ASKED, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    made = model.generate(**prompt, do_sample=False, max_new_tokens=40)
+    new = made[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(new) == "a fish.<|im_end|>"
+
+
+@needs_llama_cpp
+def test_finetuned_chat_model_stops_in_llama_cpp(taught, tmp_path):
+    file = tmp_path / "model.gguf"
+    exported(f"weights.path={taught.path}", "format=gguf", f"output={file}")
+    weights = RunWeights(str(taught.path))
+    template, tokenizer = stored_template(weights.config), weights.tokenizer()
+    ids = template.encode_prompt([Message("user", "the c?")], tokenizer)
+    (result,) = in_llama_cpp(file, [{"prompt": "the", "ids": ids, "number": 40, "stops": True}])
+    assert tokenizer.decode(result["greedy"]) == "a fish."
 
 
 @torch.no_grad()

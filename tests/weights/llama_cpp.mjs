@@ -1,6 +1,6 @@
 // Usage: node llama_cpp.mjs FOLDER MODEL.gguf CASES.json
-// FOLDER/node_modules has node-llama-cpp. Prints, for each case {prompt, ids, number}, the ids of the prompt and the
-// greedy tokens after `ids`, in JSON.
+// FOLDER/node_modules has node-llama-cpp. Prints, for each case {prompt, ids, number, stops}, the ids of the prompt and
+// at most `number` greedy tokens after `ids`, in JSON; with `stops` they end before the token that ends a generation.
 import fs from "fs";
 import path from "path";
 import { pathToFileURL } from "url";
@@ -20,10 +20,11 @@ const context = await model.createContext({
 });
 const sequence = context.getSequence();
 const results = [];
-for (const { prompt, ids, number } of JSON.parse(fs.readFileSync(cases))) {
+for (const { prompt, ids, number, stops } of JSON.parse(fs.readFileSync(cases))) {
   await sequence.clearHistory();
   const greedy = [];
-  for await (const token of sequence.evaluate(ids, { temperature: 0, yieldEogToken: true })) {
+  const options = { temperature: 0, yieldEogToken: !stops };
+  for await (const token of sequence.evaluate(ids, options)) {
     greedy.push(token);
     if (greedy.length >= number) break;
   }

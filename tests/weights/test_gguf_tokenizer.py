@@ -154,6 +154,22 @@ def test_fallback_without_tokens_for_bytes_makes_no_difference():
     assert has_unknown_bytes(HuggingFaceTokenizer(json.dumps(definition)))
 
 
+@pytest.mark.parametrize("rule", ["gpt-2", "qwen2"])
+def test_empty_and_nested_sequences_make_no_difference(rule):
+    definition = json.loads(backend(rule).to_str())
+    pieces, normalizer = definition["pre_tokenizer"], definition["normalizer"]
+    lists = (
+        ("pretokenizers", pieces),
+        ("normalizers", normalizer),
+        ("decoders", definition["decoder"]),
+    )
+    for part, (name, step) in zip(("pre_tokenizer", "normalizer", "decoder"), lists, strict=True):
+        inner = [] if step is None else [step]
+        empty = {"type": "Sequence", name: []}
+        definition[part] = {"type": "Sequence", name: [empty, {"type": "Sequence", name: inner}]}
+    assert piece_rule(definition) == rule
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [

@@ -1,6 +1,6 @@
 """Exported GGUF files in llama.cpp itself, and beside those of its own converter.
 
-LLM_TEST_LLAMA_CPP names a folder in which `npm install --ignore-scripts node-llama-cpp@3.22.1` was run.
+`llama_cpp.py` says how llama.cpp is found.
 LLM_TEST_LLAMA_CPP_SOURCE names a folder with llama.cpp's `convert_hf_to_gguf.py`, such as `vendor/llama.cpp` in the
 source package of llama-cpp-python; it needs sentencepiece.
 """
@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from llama_cpp import in_llama_cpp, needs_llama_cpp
 
 from llm.tokenizers.bpe import train_bpe
 from llm.weights.folder_export import write_folder
 from llm.weights.gguf_export import MARK, ORIGIN, write_gguf
 from llm.weights.gguf_file import read_gguf
 
-BINARY, SOURCE = (os.environ.get(f"LLM_TEST_LLAMA_CPP{suffix}") for suffix in ("", "_SOURCE"))
+SOURCE = os.environ.get("LLM_TEST_LLAMA_CPP_SOURCE")
 PROMPTS = ["The default model is a decoder", "  and don't 12345\n\n", "Größe 日本"]
 NUMBER = 24
 # A window shorter than the prompts, a width of the heads of its own, and grouped queries where a family allows it.
@@ -89,18 +90,14 @@ def greedy(model, ids):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BINARY is None, reason="LLM_TEST_LLAMA_CPP names no folder with llama.cpp")
+@needs_llama_cpp
 def test_prompts_and_greedy_tokens_are_equal_in_llama_cpp(model, tokenizer, tmp_path):
     write_gguf(model, tokenizer, path=tmp_path / "model.gguf")
     prompts = [(prompt, tokenizer.encode(prompt)) for prompt in PROMPTS]
     cases = [{"prompt": prompt, "ids": ids, "number": NUMBER} for prompt, ids in prompts]
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    script = str(Path(__file__).with_name("llama_cpp.mjs"))
-    words = ["node", script, str(BINARY), "model.gguf", "cases.json"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    results = in_llama_cpp(tmp_path / "model.gguf", cases)
     compared = 0
-    for result, (_, ids) in zip(json.loads(done.stdout), prompts, strict=True):
+    for result, (_, ids) in zip(results, prompts, strict=True):
         assert result["ids"] == ids
         expected = greedy(model, ids)
         assert result["greedy"][: len(expected)] == expected

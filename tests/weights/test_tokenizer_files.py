@@ -117,6 +117,16 @@ def test_tokens_added_around_every_text_are_kept(tmp_path):
     assert first_tokens(read_tokenizer(tmp_path), "the") == backend.encode("the").ids
 
 
+def test_encoding_of_gpt2_in_sequences_is_read_as_our_bpe_tokenizer(tmp_path):
+    definition = json.loads(byte_level().to_str())
+    for part, name in (("pre_tokenizer", "pretokenizers"), ("decoder", "decoders")):
+        definition[part] = {"type": "Sequence", name: [definition[part]]}
+    definition["normalizer"] = {"type": "Sequence", "normalizers": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    assert isinstance(read_tokenizer(tmp_path), BPETokenizer)
+
+
 @pytest.mark.parametrize("part", ["pre_tokenizer", "post_processor", "decoder", "normalizer"])
 def test_null_part_of_a_definition_has_no_effect(part, tmp_path, hard_texts):
     definition = {**json.loads(byte_level().to_str()), part: None}

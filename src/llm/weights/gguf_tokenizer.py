@@ -17,7 +17,7 @@ from llm.tokenizers.base import Tokenizer
 from llm.tokenizers.gpt2 import CHARACTERS
 from llm.tokenizers.huggingface import MOST_IDS
 from llm.weights.folder_settings import FolderSettings
-from llm.weights.tokenizer_files import BPE_MODEL, as_huggingface, read_tokenizer
+from llm.weights.tokenizer_files import BPE_MODEL, as_huggingface, flat_steps, read_tokenizer
 
 Values = dict[str, Any]
 Definition = dict[str, Any]
@@ -137,16 +137,16 @@ def piece_rule(definition: Definition) -> str:
         raise ValueError(
             _refusal(f"byte-pair encoding with {', '.join(odd) or 'other characters'}")
         )
-    steps = _steps(definition.get("pre_tokenizer"), "pretokenizers")
+    steps = flat_steps(definition, "pre_tokenizer")
     if not model["merges"] and [step["type"] for step in steps] == ["ByteLevel"]:
         steps = GPT2_PIECES  # without merges the pieces make no difference
     # trim_offsets changes the offsets in the text only.
     steps = [{**step, "trim_offsets": True} if "trim_offsets" in step else step for step in steps]
-    normalizer = (definition.get("normalizer") or {}).get("type")
+    normalizers = [step["type"] for step in flat_steps(definition, "normalizer")]
     for rule, known in RULES.items():
         if (
             steps == known
-            and normalizer in (None, *(["NFC"] if rule in NORMALIZED else []))
+            and normalizers in ([], *([["NFC"]] if rule in NORMALIZED else []))
             and whole_first == (rule in WHOLE_FIRST)
         ):
             return rule
@@ -162,16 +162,10 @@ def has_unknown_bytes(tokenizer: Tokenizer) -> bool:
     return model.get("unk_token") is not None and not {*CHARACTERS} <= model["vocab"].keys()
 
 
-def _steps(step: Definition | None, name: str) -> list[Definition]:
-    if step is None:
-        return []
-    return step[name] if step.get("type") == "Sequence" else [step]
-
-
 def _has_bytes(definition: Definition) -> bool:
     """Return whether tokens are decoded to bytes, perhaps after steps that change no token of this vocabulary."""
     names = definition["model"]["vocab"]
-    *before, last = _steps(definition.get("decoder"), "decoders") or [{}]
+    *before, last = flat_steps(definition, "decoder") or [{}]
     return last.get("type") == "ByteLevel" and all(_changes_nothing(step, names) for step in before)
 
 

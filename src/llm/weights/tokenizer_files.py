@@ -208,15 +208,34 @@ def _as_bpe(definition: dict[str, Any]) -> BPETokenizer | None:
 
 def _is_plain(definition: dict[str, Any]) -> bool:
     """Return whether a tokenizer.json splits and joins like GPT-2's and adds nothing to a text."""
-    model, pieces = definition["model"], definition["pre_tokenizer"] or {}
+    model = definition["model"]
+    (pieces,), (decoder,) = (flat_steps(definition, part) for part in ("pre_tokenizer", "decoder"))
     return (
-        definition.get("normalizer") is None
+        not flat_steps(definition, "normalizer")
         and _adds_nothing(definition.get("post_processor"))
-        and definition["decoder"]["type"] == pieces.get("type") == "ByteLevel"
+        and pieces["type"] == decoder["type"] == "ByteLevel"
         and all(model.get(key, value) == value for key, value in BPE_MODEL.items())
         and not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
         and all(pieces.get(key, value) == value for key, value in BPE_PIECES.items())
     )
+
+
+def flat_steps(definition: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    """Return the steps of a part of a tokenizer.json, such as its "normalizer"; sequences may be nested, or empty."""
+    lists = {
+        "normalizer": "normalizers",
+        "pre_tokenizer": "pretokenizers",
+        "decoder": "decoders",
+    }
+
+    def flat(step: dict[str, Any] | None) -> list[dict[str, Any]]:
+        if step is None:
+            return []
+        if step.get("type") != "Sequence":
+            return [step]
+        return [each for inner in step[lists[part]] for each in flat(inner)]
+
+    return flat(definition.get(part))
 
 
 def _adds_nothing(post_processor: dict[str, Any] | None) -> bool:

@@ -28,23 +28,36 @@ QUESTION = "Name three colours of the rainbow."
 GREEDY = ["sampler.temperature=0", "hardware.accelerator=cpu"]
 
 
+class Text(NamedTuple):
+    """What a program wrote, and where it ended, if the program tells: "itself", or at "the limit" of new tokens."""
+
+    text: str
+    ended: str = ""
+
+    @staticmethod
+    def of(text: str, *, written: int, number: int) -> "Text":
+        """Return a text of so many tokens, of at most `number`."""
+        return Text(text.strip(), "itself" if written < number else "the limit")
+
+
 class Row(NamedTuple):
     """A point of the way, and its text beside the one that it must equal.
 
     Attributes:
         point: what was done.
-        text: the text.
+        made: the text.
         expected: the text of an earlier point, or of another program.
     """
 
     point: str
-    text: str
-    expected: str
+    made: Text
+    expected: Text
 
     def line(self) -> str:
         """Return the row in Markdown."""
-        is_same = "yes" if self.text == self.expected else "**no**"
-        return f"| {self.point} | {is_same} | {json.dumps(self.text, ensure_ascii=False)} |"
+        is_same = "yes" if self.made.text == self.expected.text else "**no**"
+        text = json.dumps(self.made.text, ensure_ascii=False)
+        return f"| {self.point} | {is_same} | {text} | {self.made.ended or self.expected.ended} |"
 
 
 def llm(*words: str, given: str | None = None) -> str:
@@ -60,10 +73,15 @@ def llm(*words: str, given: str | None = None) -> str:
     return done.stdout
 
 
+def written(path: Path, number: int) -> list[Text]:
+    """Return the text after `PROMPT`, and the response to `QUESTION` with the model's own template."""
+    return [Text(continued(path, number)), Text(answered(path, number))]
+
+
 def continued(path: Path, number: int) -> str:
     """Return the text after `PROMPT`."""
     words = ["generate", "weights=auto", f"weights.path={path}", f"prompt={PROMPT}", *GREEDY]
-    return llm(*words, f"max_tokens={number}").rstrip("\n").removeprefix(PROMPT)
+    return llm(*words, f"max_tokens={number}").removeprefix(PROMPT).strip()
 
 
 def answered(path: Path, number: int) -> str:
@@ -72,7 +90,7 @@ def answered(path: Path, number: int) -> str:
     return llm(*words, given=f"{QUESTION}\n").strip()
 
 
-def by_transformers(folder: Path, number: int) -> tuple[str, str]:
+def by_transformers(folder: Path, number: int) -> list[Text]:
     """Return the same two texts, from Hugging Face's library."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -86,29 +104,28 @@ def by_transformers(folder: Path, number: int) -> tuple[str, str]:
     for inputs in (tokenizer(PROMPT, return_tensors="pt"), chat):
         made = model.generate(**inputs, max_new_tokens=number, do_sample=False)
         new = made[0, inputs["input_ids"].shape[1] :]
-        texts.append(tokenizer.decode(new, skip_special_tokens=True))
-    return texts[0], texts[1].strip()
+        text = tokenizer.decode(new, skip_special_tokens=True)
+        has_ended = bool(torch.isin(new[-1], torch.tensor(model.generation_config.eos_token_id)))
+        texts.append(Text.of(text, written=len(new) - has_ended, number=number))
+    return texts
 
 
-def by_llama_cpp(node: Path, file: Path, number: int) -> tuple[str, str]:
-    """Return the same two texts, from llama.cpp; a response ends where llama.cpp ends it."""
+def by_llama_cpp(node: Path, file: Path, number: int) -> list[Text]:
+    """Return the same two texts, from llama.cpp."""
     weights = GGUFWeights(str(file))
     tokenizer, template = weights.tokenizer(), chat_template(weights)
     prompts = [
         tokenizer.encode(PROMPT),
         template.encode_prompt([Message("user", QUESTION)], tokenizer),
     ]
-    cases = [{"prompt": PROMPT, "ids": ids, "number": number} for ids in prompts]
+    cases = [{"prompt": PROMPT, "ids": ids, "number": number, "stops": True} for ids in prompts]
     with tempfile.NamedTemporaryFile("w", suffix=".json") as given:
         given.write(json.dumps(cases))
         given.flush()
         command = ["node", str(BRIDGE), str(node), str(file), given.name]
         found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    texts = []
-    for each in found:
-        ends = [n for n, token in enumerate(each["greedy"]) if token in tokenizer.end_tokens]
-        texts.append(tokenizer.decode(each["greedy"][: ends[0] if ends else None]))
-    return texts[0], texts[1].strip()
+    tokens = [each["greedy"] for each in found]
+    return [Text.of(tokenizer.decode(new), written=len(new), number=number) for new in tokens]
 
 
 def chat_template(weights: GGUFWeights):
@@ -123,7 +140,7 @@ def study(
 ) -> list[Row]:
     """Return a row for each point."""
     theirs = by_transformers(folder, number)
-    ours = continued(folder, number), answered(folder, number)
+    ours = written(folder, number)
     rows = [
         Row("imported, `llm generate`; transformers", ours[0], theirs[0]),
         Row("imported, `llm chat`; transformers with the same template", ours[1], theirs[1]),
@@ -142,7 +159,7 @@ def study(
         *("hardware=cpu", "hardware.precision=32", "callbacks.response_samples=null"),
         *("callbacks.picture=null", f"output_dir={output}", "name=lora", "rerun=true"),
     )
-    tuned = continued(run, number), answered(run, number)
+    tuned = written(run, number)
     exported, file = output / "exported", output / "exported.gguf"
     source = ["weights=auto", f"weights.path={run}", "overwrite=true"]
     llm("export", *source, f"output={exported}")
@@ -151,17 +168,17 @@ def study(
     again = output / "again"
     llm("export", "weights=auto", f"weights.path={file}", f"output={again}", "overwrite=true")
     points = {
-        "exported folder, read here": (continued(exported, number), answered(exported, number)),
+        "exported folder, read here": written(exported, number),
         "exported folder, transformers": theirs,
-        "GGUF file, read here": (continued(file, number), answered(file, number)),
-        "folder made of the GGUF file": (continued(again, number), answered(again, number)),
+        "GGUF file, read here": written(file, number),
+        "folder made of the GGUF file": written(again, number),
     }
     if node is not None:
         points["GGUF file, llama.cpp"] = by_llama_cpp(node, file, number)
     for point, texts in points.items():
         rows += [
-            Row(f"{point}: {kind}", text, expected)
-            for kind, text, expected in zip(("generate", "chat"), texts, tuned, strict=True)
+            Row(f"{point}: {kind}", made, expected)
+            for kind, made, expected in zip(("generate", "chat"), texts, tuned, strict=True)
         ]
     return rows
 
@@ -186,7 +203,7 @@ def main() -> None:
         number=given.tokens,
         node=given.llama_cpp,
     )
-    print("\n| point | same text | text |\n|---|---|---|")
+    print("\n| point | same text | text | ended by |\n|---|---|---|---|")
     print("\n".join(row.line() for row in rows))
 
 

@@ -77,6 +77,15 @@ def test_architectures_are_compared(run):
         assert f" {name} " in table
 
 
+def test_feed_forward_layers_are_compared_at_equal_time(run):
+    study = EXPERIMENTS / "architectures" / "equal_time.py"
+    words = ("size=nano", *CPU)
+    assert "--steps " in run(study, "--measure", "--rounds", "4", "--", *words)
+    table = run(study, "--steps", "2", "1", "--seeds", "2", "--", *words)
+    rows = [line.split("|")[1:4] for line in table.splitlines() if "±" in line]
+    assert [steps.strip() for _, steps, _ in rows] == ["2", "1", ""]
+
+
 def test_spam_study_has_a_row_per_method(run, base):
     study = EXPERIMENTS / "spam" / "study.py"
     table = run(study, "--base", base, *CPU, *SHORT)

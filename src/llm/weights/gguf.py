@@ -73,7 +73,7 @@ class GGUFFolder(Folder):
 class GGUFWeights(HuggingFaceWeights):
     """A GGUF file of a family that llama.cpp and this project have.
 
-    Quantised tensors are read in float32, one at a time.
+    Quantized tensors are read in float32, one at a time.
 
     Args:
         path: the file.
@@ -106,7 +106,7 @@ class GGUFWeights(HuggingFaceWeights):
 
     @property
     def dtype(self) -> str | None:
-        """The dtype of the matrices; float32 for quantised ones, whose values are read in it."""
+        """The dtype of the matrices; float32 for quantized ones, whose values are read in it."""
         kinds = {each.kind for each in self.folder.file.tensors.values() if len(each.shape) > 1}
         stored = [DTYPES[kind] for kind in kinds if kind in DTYPES]
         is_exact = len(stored) == len(kinds) == 1

@@ -21,16 +21,20 @@ from llm.weights.gguf_layouts import (
 from llm.weights.gguf_library import gguf_library
 from llm.weights.gguf_rotation import (
     FREQUENCIES,
+    ROTATION,
     describe_rope,
     read_rope,
     read_ropes,
 )
+from llm.weights.gguf_unread import refuse_unread
 from llm.weights.huggingface import Settings
 from llm.weights.layer_windows import FULL, LOCAL
 
 Values = dict[str, Any]
 
 WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+# Values besides the sizes that some family reads; llama.cpp ignores them in the others.
+READ = {*ROTATION, WINDOW, PATTERN, "final_logit_softcapping", "ssm.inner_size"}
 # Keys of config.json, and values of a GGUF file without the name of the architecture.
 DECODER = {
     "max_position_embeddings": "context_length",
@@ -395,10 +399,12 @@ def settings_in(file: GGUFFile) -> Settings:
         raise ConfigError(
             f"weights.path: {file.path} has no tensor token_embd.weight; download the file again"
         )
+    settings = {**_read_keys(family, values), **family.read(file, values)}
+    read = {*family.keys.values(), *READ}
+    refuse_unread(values, read=read, arch=family.arch, settings=settings)
     return {
         "model_type": model_type,
-        **_read_keys(family, values),
-        **family.read(file, values),
+        **settings,
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }

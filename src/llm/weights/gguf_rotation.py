@@ -22,6 +22,7 @@ BASE, LOCAL_BASE = "rope.freq_base", "rope.freq_base_swa"
 KIND, FACTOR = "rope.scaling.type", "rope.scaling.factor"
 LENGTH = "rope.scaling.original_context_length"
 FAST, SLOW = "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"
+ROTATION = frozenset({BASE, LOCAL_BASE, KIND, FACTOR, LENGTH, FAST, SLOW})
 # Llama 3's own numbers: the bounds of the ramp in turns, and the context of pretraining.
 TURNS, CONTEXT = (1.0, 4.0), 8192
 

@@ -214,6 +214,15 @@ def test_active_parameters_of_a_mixture_are_shown(planned, capsys):
             ["model=llama", "model/position=none"],
             "none: model.position: NoPosition has no counterpart in Llama",
         ),
+        (
+            ["experiment=classify", "data=spam", "model=gpt2", "task/pooling=last_token"],
+            "as GPT-2, a classifier",
+        ),
+        (
+            ["experiment=classify", "data=spam", "task/pooling=last_token"],
+            "none: task.model.bias: the head",
+        ),
+        (["experiment=classify", "data=spam", "task/pooling=mean"], "none: task.model.pooling: "),
     ],
 )
 def test_the_family_of_the_export_is_named(planned, capsys, overrides, expected):

@@ -17,10 +17,10 @@ def advice(steps, warmup=0, **settings):
 
 def test_few_steps_are_reported_with_the_epochs_that_give_more():
     (line,) = advice(12, max_epochs=4)
-    assert line.startswith("12 steps are few")
-    assert "21 rows is 3 steps; use trainer.max_epochs=34 for 100 steps" in line
+    assert line.startswith("few steps: 12, and 3 in an epoch of 21 rows; ")
+    assert "use trainer.max_epochs=34 for 100 steps" in line
     (line,) = advice(6, max_epochs=4, accumulate=2)
-    assert "is 1.5 steps; use trainer.max_epochs=67 for 100 steps" in line
+    assert "and 1.5 in an epoch of 21 rows; use trainer.max_epochs=67 for 100 steps" in line
     assert advice(100, max_epochs=34) == []
     assert advice(12, max_steps=12) == [], "max_steps was chosen on purpose"
 

@@ -2,6 +2,7 @@
 
 import json
 
+import forked
 import pytest
 import torch
 from float64_mode import Float64
@@ -126,3 +127,15 @@ def test_a_trained_classifier_predicts_the_same_in_transformers(tmp_path):
     probabilities = torch.tensor([each.probability for each in expected])
     torch.testing.assert_close(found.values, probabilities, rtol=0, atol=1e-5)
     assert "text-classification" in (tmp_path / "out" / "README.md").read_text("utf-8")
+    for words, told in (
+        (["export", f"weights.path={tmp_path / 'run'}", "format=gguf"], "are not exported as GGUF"),
+        (
+            ["generate", "weights=auto", f"weights.path={tmp_path / 'out'}", "prompt=a"],
+            "(it has score.weight)",
+        ),
+    ):
+        words += [f"output={tmp_path / 'model.gguf'}"] if words[0] == "export" else []
+        done = forked.run(words)
+        assert done.returncode == 2, done.stderr
+        assert told in done.stderr
+        assert len(done.stderr.splitlines()) == 1

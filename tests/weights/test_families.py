@@ -107,7 +107,7 @@ def test_a_run_notes_that_it_cannot_be_exported(text, tmp_path, monkeypatch):
         done = forked.run(["train", *small, *words])
         assert done.returncode == 0, done.stderr
         note = (
-            "note      model.attention.sinks: Sinks has no counterpart in Llama, the most similar family: llm export "
-            "refuses this model"
+            "note      llm export refuses this model: model.attention.sinks: Sinks has no counterpart in Llama, the "
+            "most similar family"
         )
         assert (note in done.stdout.splitlines()) == expected

@@ -45,6 +45,5 @@ COMMANDS = {
     "export": CommandInfo(
         "export a model as a folder for Hugging Face's library",
         "llm export weights.path=outputs/pretraining/my_gpt2 output=my_gpt2",
-        reads=WRITING,
     ),
 }

@@ -11,7 +11,6 @@ from rich.text import Text
 from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.hardware import Hardware, Strategy
-from llm.models.classifier import Classifier
 from llm.planning.cost import Cost, context
 from llm.planning.memory import KINDS, Memory
 from llm.planning.scaling import BESIROGLU, FITTED, FLOPS, HOFFMANN, twenty_tokens
@@ -21,8 +20,8 @@ from llm.training.forecast import BOUND, Forecast, forecast
 from llm.training.preflight import require_division
 from llm.training.training_config import TrainingConfig
 from llm.units import UNKNOWN, common_unit, duration, flops, format_bytes, format_number
-from llm.weights.classifier_export import split_classifier
-from llm.weights.families import NoFamilyError, match_family
+from llm.weights.classifier_export import exported_as
+from llm.weights.families import NoFamilyError
 
 # Share of a GPU's memory for tensors; the driver and fragmentation take the rest.
 USABLE = 0.9
@@ -115,15 +114,10 @@ def plan_summary(planned: Forecast, cost: Cost, mfu: float) -> Iterator[str]:
 
 def describe_export(task: Task) -> str:
     """Return the published family as which the model is exported, or why there is none."""
-    model, kind = task.model, ""
     try:
-        if isinstance(model, Classifier):
-            model, kind = split_classifier(model).body, ", a classifier"
-        return f"as {match_family(model).family.title}{kind}"
+        return f"as {exported_as(task.model)}"
     except NoFamilyError as error:
         return f"none: {error.reason}"
-    except ConfigError as error:
-        return f"none: {error}"
 
 
 def describe_budget(cost: Cost) -> str:

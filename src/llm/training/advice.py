@@ -22,7 +22,7 @@ def advise_budget(
     if settings.max_epochs is not None:
         epoch = batches_per_epoch / settings.accumulate
         yield (
-            f"{steps:,} steps are few: an epoch of {rows:,} rows is {epoch:.3g} steps; "
+            f"few steps: {steps:,}, and {epoch:.3g} in an epoch of {rows:,} rows; "
             f"use trainer.max_epochs={math.ceil(FEW / epoch)} for {FEW} steps, or a smaller data.batch_size"
         )
     peak = max(schedule(step, steps) for step in range(steps))

@@ -8,7 +8,6 @@ from torch import nn
 from llm.callbacks.throughput import SupportsFlops
 from llm.data.base import DataModule
 from llm.hardware import describe_hardware
-from llm.models.gpt import GPT
 from llm.nn.layer_schedule import describe_schedule
 from llm.optim.muon import Muon
 from llm.runs import Run, display_path
@@ -16,7 +15,8 @@ from llm.tasks.base import Task
 from llm.training.advice import advise_budget
 from llm.training.idle_options import idle_options
 from llm.training.prepared_run import PreparedRun
-from llm.weights.families import NoFamilyError, match_family
+from llm.weights.classifier_export import exported_as
+from llm.weights.families import NoFamilyError
 
 
 def run_summary(prepared: PreparedRun, run: Run) -> str:
@@ -71,13 +71,13 @@ def run_notes(prepared: PreparedRun, run: Run) -> Iterator[str]:
 
 
 def _export_notes(task: Task) -> Iterator[str]:
-    """Yield a note if no published family has all parts of a language model."""
-    if task.is_adapted or not isinstance(task.model, GPT):  # adapters are merged by the export
+    """Yield a note if no published family has all parts of a model."""
+    if task.is_adapted:  # adapters are merged by the export
         return
     try:
-        match_family(task.model)
+        exported_as(task.model)
     except NoFamilyError as error:
-        yield f"{error.reason}: llm export refuses this model"
+        yield f"llm export refuses this model: {error.reason}"
 
 
 def untrained_tokens(task: Task, data: DataModule) -> list[str]:

@@ -17,6 +17,7 @@ from llm.models.classifier import Classifier, last_token
 from llm.models.gpt import GPT
 from llm.nn.norms import LayerNorm
 from llm.tokenizers.base import Tokenizer
+from llm.weights.families import NoFamilyError, match_family
 from llm.weights.folder_settings import FolderSettings
 from llm.weights.huggingface import Settings
 from llm.weights.model_parts import name_of, unwrap_partial
@@ -58,6 +59,27 @@ def split_classifier(model: Classifier) -> Parts:
     if bias is not None and (bias.is_meta or bias.any()):
         body.final_norm = _with_bias(body.final_norm, model.head)
     return Parts(body, model.head.weight.detach())
+
+
+def exported_as(model: nn.Module) -> str:
+    """Return the family as which a model is exported, such as "Llama, a classifier".
+
+    Args:
+        model: a language model or a classifier, with weights or on the device `meta`.
+
+    Raises:
+        NoFamilyError: it is not exported.
+    """
+    if not isinstance(model, Classifier):
+        return match_family(model).family.title
+    try:
+        match = match_family(split_classifier(model).body)
+        classifier_settings(match.settings["architectures"][0], [])
+    except NoFamilyError:
+        raise
+    except ConfigError as error:
+        raise NoFamilyError(str(error)) from None
+    return f"{match.family.title}, a classifier"
 
 
 def with_padding(settings: FolderSettings, tokenizer: Tokenizer) -> FolderSettings:

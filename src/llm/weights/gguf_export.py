@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from llm.config.build import config_errors_at
 from llm.config.errors import ConfigError
 from llm.files import replacing
+from llm.models.classifier import Classifier
 from llm.tokenizers.base import Tokenizer
 from llm.weights.families import match_family
 from llm.weights.folder_settings import FolderSettings
@@ -66,6 +67,10 @@ def write_gguf(
     Raises:
         ConfigError: llama.cpp has no counterpart of the model or the tokenizer, or the path is another file.
     """
+    if isinstance(model, Classifier):
+        raise ConfigError(
+            "weights.path: classifiers and reward models are not exported as GGUF; export format=folder"
+        )
     match = match_family(model)
     family = family_for_export(match)
     require_free_file(path, overwrite=overwrite, origin=origin)

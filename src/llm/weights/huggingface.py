@@ -311,6 +311,11 @@ class HuggingFaceWeights(Weights):
             ConfigError: lists all tensors that are missing, unexpected or of a wrong shape.
         """
         tensors = self.folder.tensors()
+        if "score.weight" in tensors:
+            raise ConfigError(
+                f"weights.path: {self.path} is a classifier (it has score.weight), not a language model; a classifier "
+                "trained here is used from its run, with llm classify or weights=run"
+            )
         for name, stored in tensors.items():
             # Not checked by `KeyMap.load`, which accepts fewer rows, because the model may have additional tokens.
             if name.endswith(TOKEN_TABLES) and stored.shape[0] != self.settings["vocab_size"]:

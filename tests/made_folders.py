@@ -165,6 +165,7 @@ SHAPES |= {
     "mixtral": SHAPES["llama2"]._replace(model_type="mixtral"),
     "qwen2": SHAPES["qwen3"]._replace(model_type="qwen2"),
     "qwen3_moe": SHAPES["qwen3"]._replace(model_type="qwen3_moe"),
+    "qwen3_next": SHAPES["qwen3"]._replace(model_type="qwen3_next"),
     "olmo2": SHAPES["smollm2"]._replace(model_type="olmo2"),
     "olmo3": SHAPES["smollm2"]._replace(model_type="olmo3"),
     "gemma2": SHAPES["gemma3"]._replace(model_type="gemma2"),

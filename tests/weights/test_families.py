@@ -10,7 +10,7 @@ from llm.weights.families import DECODERS, match_family
 from llm.weights.folder_export import write_folder
 
 PRESETS = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "olmo2", "olmo3", "gemma2", "gemma3"]
-PRESETS += ["smollm3", "mixtral", "qwen3_moe", "gpt_neox", "mamba2"]
+PRESETS += ["smollm3", "mixtral", "qwen3_moe", "qwen3_next", "gpt_neox", "mamba2"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -42,6 +42,7 @@ GATED = {
     "feed_forward.input": "mlp.up_proj",
     "feed_forward.output": "mlp.down_proj",
 }
+OUTPUT = {"attention.output": "self_attn.o_proj"}
 # Norms of the queries and keys of each head.
 QK_NORM = {"attention.query_norm": "self_attn.q_norm", "attention.key_norm": "self_attn.k_norm"}
 
@@ -80,6 +81,7 @@ class LlamaWeights(HuggingFaceWeights):
         preset: our option of `model`.
         norms: our norms of a layer, and theirs.
         activation: their key of the gate's activation.
+        activations: the activations, by their names.
         theta: base of the rotation if config.json has none.
     """
 
@@ -93,6 +95,7 @@ class LlamaWeights(HuggingFaceWeights):
         "feed_forward_norm": "post_attention_layernorm",
     }
     activation: ClassVar[str] = "hidden_act"
+    activations: ClassVar[Mapping[str, Callable[..., Any]]] = ACTIVATIONS
     sizes: ClassVar[Mapping[str, str]] = SIZES
     theta: ClassVar[float] = 1e4
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -113,7 +116,7 @@ class LlamaWeights(HuggingFaceWeights):
     @classmethod
     def architecture(cls, settings: Settings) -> Architecture:
         """Return the architecture of config.json."""
-        activation = supported(settings, cls.activation, ACTIVATIONS, default=None)
+        activation = supported(settings, cls.activation, cls.activations, default="silu")
         values: Settings = {
             **positive(settings, cls.sizes),
             "size.num_kv_heads": settings["num_key_value_heads"],
@@ -144,16 +147,23 @@ class LlamaWeights(HuggingFaceWeights):
     @classmethod
     def rules(cls, settings: Settings) -> list[Rule]:
         """Return the rules for all tensors."""
-        qkv_bias, output_bias, mlp_bias = cls.biases(settings)
-        output = {"attention.output": "self_attn.o_proj"}
+        *_, mlp_bias = cls.biases(settings)
         return [
             Rule("embedding.weight", ("model.embed_tokens.weight",)),
-            *(projections(settings, kind) for kind in _kinds(bias=qkv_bias)),
-            *same(output, *_kinds(bias=output_bias)),
+            *cls.attention_rules(settings),
             *cls.feed_forward_rules(settings, *_kinds(bias=mlp_bias)),
             *same(cls.norms, "weight"),
             Rule("final_norm.weight", ("model.norm.weight",)),
             Rule("head.weight", ("lm_head.weight",)),
+        ]
+
+    @classmethod
+    def attention_rules(cls, settings: Settings) -> list[Rule]:
+        """Return the rules for the projections of attention."""
+        qkv_bias, output_bias, _ = cls.biases(settings)
+        return [
+            *(projections(settings, kind) for kind in _kinds(bias=qkv_bias)),
+            *same(OUTPUT, *_kinds(bias=output_bias)),
         ]
 
     @classmethod
@@ -186,7 +196,7 @@ class LlamaWeights(HuggingFaceWeights):
             "num_attention_heads": attention.num_heads,
             "num_key_value_heads": attention.num_kv_heads,
             "head_dim": attention.head_dim,
-            cls.activation: activation_name(layer.feed_forward, ACTIVATIONS),
+            cls.activation: activation_name(layer.feed_forward, cls.activations),
             "rms_norm_eps": norm.eps,
             "max_position_embeddings": decoder.context_length,
             "tie_word_embeddings": decoder.head.weight is decoder.embedding.weight,

@@ -89,7 +89,13 @@ class Concatenated(Rule):
     rows: tuple[int, ...] = ()
 
     def join(self, theirs: list[Tensor]) -> Tensor:
-        """Return the rows of all, one matrix after the other."""
+        """Return the rows of all, one matrix after the other.
+
+        Raises:
+            RuntimeError: a matrix has another number of rows.
+        """
+        if tuple(len(part) for part in theirs) != self.rows:
+            raise RuntimeError("other numbers of rows")
         return torch.cat(theirs)
 
     def split(self, ours: Tensor) -> list[Tensor]:
@@ -202,9 +208,9 @@ def _joined(rule: Rule, theirs: list[LazyTensor]) -> LazyTensor:
     try:
         shape = rule.join([torch.empty(stored.shape, device="meta") for stored in theirs]).shape
     except RuntimeError:
-        shapes = ", ".join(f"{stored.name} {stored.shape}" for stored in theirs)
+        shapes = ", ".join(dict.fromkeys(f"{stored.name} {stored.shape}" for stored in theirs))
         raise ValueError(f"wrong shape: {shapes} cannot form {rule.ours}") from None
-    names = ", ".join(stored.name for stored in theirs)
+    names = ", ".join(dict.fromkeys(stored.name for stored in theirs))
     return LazyTensor(names, tuple(shape), lambda: rule.join([stored.read() for stored in theirs]))
 
 

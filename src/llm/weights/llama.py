@@ -81,7 +81,6 @@ class LlamaWeights(HuggingFaceWeights):
         preset: our option of `model`.
         norms: our norms of a layer, and theirs.
         activation: their key of the gate's activation.
-        activations: the activations, by their names.
         theta: base of the rotation if config.json has none.
     """
 
@@ -95,7 +94,6 @@ class LlamaWeights(HuggingFaceWeights):
         "feed_forward_norm": "post_attention_layernorm",
     }
     activation: ClassVar[str] = "hidden_act"
-    activations: ClassVar[Mapping[str, Callable[..., Any]]] = ACTIVATIONS
     sizes: ClassVar[Mapping[str, str]] = SIZES
     theta: ClassVar[float] = 1e4
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -116,7 +114,7 @@ class LlamaWeights(HuggingFaceWeights):
     @classmethod
     def architecture(cls, settings: Settings) -> Architecture:
         """Return the architecture of config.json."""
-        activation = supported(settings, cls.activation, cls.activations, default="silu")
+        activation = supported(settings, cls.activation, ACTIVATIONS, default="silu")
         values: Settings = {
             **positive(settings, cls.sizes),
             "size.num_kv_heads": settings["num_key_value_heads"],
@@ -196,7 +194,7 @@ class LlamaWeights(HuggingFaceWeights):
             "num_attention_heads": attention.num_heads,
             "num_key_value_heads": attention.num_kv_heads,
             "head_dim": attention.head_dim,
-            cls.activation: activation_name(layer.feed_forward, cls.activations),
+            cls.activation: activation_name(layer.feed_forward, ACTIVATIONS),
             "rms_norm_eps": norm.eps,
             "max_position_embeddings": decoder.context_length,
             "tie_word_embeddings": decoder.head.weight is decoder.embedding.weight,

@@ -1,6 +1,6 @@
 """Qwen3-Next's weights (Qwen Team 2025): Gated DeltaNet, gated attention, and experts in each layer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -8,14 +8,12 @@ from torch import nn
 
 from llm.config.errors import ConfigError
 from llm.models.gpt import GPT
-from llm.nn.activations import silu
 from llm.nn.attention import Attention
 from llm.nn.gated_deltanet import GatedDeltaNet
 from llm.nn.mixture_of_experts import MixtureOfExperts
 from llm.nn.norms import ZeroCenteredRMSNorm
 from llm.nn.positions import Rotary
 from llm.nn.token_gate import TokenGate
-from llm.weights.experts import experts_of
 from llm.weights.huggingface import Architecture, Settings
 from llm.weights.key_map import Concatenated, KeyMap, Rule
 from llm.weights.layer_windows import FULL, layer_types, pattern_of
@@ -32,7 +30,7 @@ from llm.weights.mamba2 import Filters
 from llm.weights.model_parts import blocks_of, hidden_dim_of, part_of
 from llm.weights.packed_rows import PackedRows
 from llm.weights.qwen3_moe import Qwen3MoEWeights, describe_experts
-from llm.weights.rotary_settings import describe_rotary, older_keys, rope_of
+from llm.weights.rotary_settings import describe_rotary, older_keys, rope_of, split_share
 
 LINEAR = "linear_attention"
 # Types of layers in config.json, and our kinds.
@@ -70,8 +68,6 @@ class Qwen3NextWeights(LlamaWeights):
     )
     their_class: ClassVar[str] = "Qwen3NextForCausalLM"
     preset: ClassVar[str] = "qwen3_next"
-    # It is also that of the convolution in Gated DeltaNet, where ours is always SiLU.
-    activations: ClassVar[Mapping[str, Callable[..., Any]]] = {"silu": silu}
     sizes: ClassVar[Mapping[str, str]] = {
         **SIZES,
         "model.feed_forward.hidden_dim": "moe_intermediate_size",
@@ -94,6 +90,7 @@ class Qwen3NextWeights(LlamaWeights):
         "norm_topk_prob": True,
         "shared_expert_intermediate_size": 512,
     }
+    # The activation is also that of the convolution in Gated DeltaNet, where ours is always SiLU.
     expected: ClassVar[Mapping[str, Sequence[Any]]] = {
         **Qwen3MoEWeights.expected,
         "hidden_act": ["silu"],
@@ -118,10 +115,12 @@ class Qwen3NextWeights(LlamaWeights):
     @classmethod
     def architecture(cls, settings: Settings) -> Architecture:
         """Return the architecture of config.json."""
-        rope = rope_of(settings, theta=cls.theta)
-        share = rope.pop("partial_rotary_factor", settings.get("partial_rotary_factor", SHARE))
+        share = settings.get("partial_rotary_factor", SHARE)
+        share, rope = split_share(
+            rope_of(settings, theta=cls.theta), default=1.0 if share is None else share
+        )
         values = {
-            "model.position.fraction": 1.0 if share is None else share,
+            "model.position.fraction": share,
             "model.feed_forward.num_experts": Qwen3MoEWeights.number(settings),
             "model.feed_forward.top_k": settings["num_experts_per_tok"],
             "model.feed_forward.normalize": settings["norm_topk_prob"],
@@ -194,15 +193,16 @@ class Qwen3NextWeights(LlamaWeights):
     @classmethod
     def describe(cls, model: nn.Module) -> Settings:
         """Return the config.json of the most similar model of this family."""
-        settings = super().describe(model)
-        experts = experts_of(model)
-        settings |= describe_experts(experts)
-        if isinstance(experts.shared, TokenGate):
-            settings["shared_expert_intermediate_size"] = hidden_dim_of(experts.shared.layer)
+        settings = super().describe(model) | {"hidden_act": "silu"}
+        # Parts that the model does not have keep their defaults; the comparison of the models names them.
         for module in model.modules():
-            if isinstance(module, GatedDeltaNet):
+            if isinstance(module, MixtureOfExperts):
+                settings |= describe_experts(module)
+            elif isinstance(module, TokenGate):
+                settings["shared_expert_intermediate_size"] = hidden_dim_of(module.layer)
+            elif isinstance(module, GatedDeltaNet):
                 sizes = {**vars(module), "kernel_size": module.convolution.kernel_size}
-                return settings | {theirs: sizes[ours] for ours, theirs in DELTA.items()}
+                settings |= {theirs: sizes[ours] for ours, theirs in DELTA.items()}
         return settings
 
     @classmethod

@@ -153,15 +153,14 @@ class Qwen3NextWeights(LlamaWeights):
     def packed(cls, settings: Settings) -> list[PackedRows]:
         """Return the tensors that contain several of ours: the gate is beside the queries, for example."""
         heads, width = settings["num_attention_heads"], settings["head_dim"]
-        queries = {"query": width, "gate": width}
-        kinds = ("weight", "bias") if settings["attention_bias"] else ("weight",)
+        rows = {"query": width, "gate": width}
         # A key head with the value heads that it serves.
         groups = settings["linear_num_key_heads"]
         values = settings["linear_num_value_heads"] // groups
         keys, columns = settings["linear_key_head_dim"], values * settings["linear_value_head_dim"]
         projections = {"query": keys, "key": keys, "value": columns, "gate": columns}
         packed = {
-            FULL: [PackedRows(f"{_QUERY}.{kind}", heads, queries) for kind in kinds],
+            FULL: [PackedRows(f"{_QUERY}.{kind}", heads, rows) for kind in _kinds(settings)],
             LINEAR: [
                 PackedRows(_PROJECTIONS, groups, projections),
                 PackedRows(_RATES, groups, {"beta": values, "decay": values}),
@@ -173,15 +172,14 @@ class Qwen3NextWeights(LlamaWeights):
     @classmethod
     def attention_rules(cls, settings: Settings) -> list[Rule]:
         """Return the rules for the attention of each layer, or the Gated DeltaNet in its place."""
-        packed = {f"{_QUERY}.{kind}": f"{_QUERY}.{kind}[query]" for kind in ("weight", "bias")}
+        gate = f"{OURS}attention.output_gate.projection"
+        gates = [Rule(f"{gate}.{kind}", (f"{_QUERY}.{kind}[gate]",)) for kind in _kinds(settings)]
+        queries = {f"{_QUERY}.{kind}": f"{_QUERY}.{kind}[query]" for kind in _kinds(settings)}
         full = [
-            replace(rule, theirs=tuple(packed.get(name, name) for name in rule.theirs))
+            replace(rule, theirs=tuple(queries.get(name, name) for name in rule.theirs))
             for rule in super().attention_rules(settings)
         ]
-        kinds = ("weight", "bias") if settings["attention_bias"] else ("weight",)
-        gate = f"{OURS}attention.output_gate.projection"
-        full += [Rule(f"{gate}.{kind}", (f"{_QUERY}.{kind}[gate]",)) for kind in kinds]
-        rules = {FULL: [*full, *same(QK_NORM, "weight")], LINEAR: _delta_rules(settings)}
+        rules = {FULL: [*full, *gates, *same(QK_NORM, "weight")], LINEAR: _delta_rules(settings)}
         types = cls.types(settings)
         return [rule.at(layer) for layer, kind in enumerate(types) for rule in rules[kind]]
 
@@ -214,6 +212,11 @@ class Qwen3NextWeights(LlamaWeights):
         mixers = [block.attention for block in blocks_of(model)]
         types = [LINEAR if isinstance(mixer, GatedDeltaNet) else FULL for mixer in mixers]
         return {"rope_parameters": rope, **older_keys(rope), **share, "layer_types": types}
+
+
+def _kinds(settings: Settings) -> list[str]:
+    """Return the kinds of tensors that the projections of attention have."""
+    return ["weight", "bias"] if settings["attention_bias"] else ["weight"]
 
 
 def _delta_rules(settings: Settings) -> list[Rule]:

@@ -1,7 +1,9 @@
 """Small folders with random weights in the format of published chat models, written by Hugging Face's library."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -95,6 +97,7 @@ class Shape(NamedTuple):
         dtype: of the weights.
         is_sentencepiece: whether the tokenizer is like Llama 2's.
         model_type: the family in config.json.
+        sizes: settings of the family, besides those that all have.
     """
 
     names: list[str]
@@ -105,6 +108,7 @@ class Shape(NamedTuple):
     dtype: torch.dtype = torch.float32
     is_sentencepiece: bool = False
     model_type: str = "llama"
+    sizes: Mapping[str, Any] = MappingProxyType({})
 
 
 SHAPES = {
@@ -165,6 +169,10 @@ SHAPES |= {
     "mixtral": SHAPES["llama2"]._replace(model_type="mixtral"),
     "qwen2": SHAPES["qwen3"]._replace(model_type="qwen2"),
     "qwen3_moe": SHAPES["qwen3"]._replace(model_type="qwen3_moe"),
+    "qwen3_next": SHAPES["qwen3"]._replace(
+        model_type="qwen3_next",
+        sizes={"num_hidden_layers": 2, "full_attention_interval": 2, "num_experts": 16},
+    ),
     "olmo2": SHAPES["smollm2"]._replace(model_type="olmo2"),
     "olmo3": SHAPES["smollm2"]._replace(model_type="olmo3"),
     "gemma2": SHAPES["gemma3"]._replace(model_type="gemma2"),
@@ -214,6 +222,7 @@ def make_folder(shape: Shape, folder: Path, **sizes: Any) -> Path:
             "num_key_value_heads": 2,
             "head_dim": 16,
             "max_position_embeddings": 256,
+            **shape.sizes,
             **sizes,
         },
         bos_token_id=ids.get("bos_token"),

@@ -47,6 +47,18 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 3,
         "moe_intermediate_size": 24,
     },
+    "qwen3_next": {
+        **DECODER,
+        "head_dim": 16,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 20,
+    },
 }
 
 
@@ -147,6 +159,19 @@ VARIANTS = {
     "qwen3_moe-odd": variant(
         "qwen3_moe", norm_topk_prob=True, use_sliding_window=True, sliding_window=6
     ),
+    "qwen3_next": variant("qwen3_next"),
+    "qwen3_next-odd": variant(
+        "qwen3_next",
+        attention_bias=True,
+        norm_topk_prob=False,
+        rms_norm_eps=1e-3,
+        tie_word_embeddings=True,
+        layer_types=["full_attention", "linear_attention"] * 2,
+        linear_num_key_heads=4,
+        linear_conv_kernel_dim=3,
+        rope_parameters={**YARN, "partial_rotary_factor": 0.5},
+    ),
+    "qwen3_next-full": variant("qwen3_next", layer_types=["full_attention"] * 4),
     "gpt_neox": variant("gpt_neox"),
     "gpt_neox-sequential": variant(
         "gpt_neox",

@@ -199,6 +199,7 @@ OWNERS = {
     "weights/qwen2.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/qwen3.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/qwen3_moe.py": "weights/test_huggingface.py::test_logits_are_equal",
+    "weights/qwen3_next.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/rotary_settings.py": (
         "weights/test_huggingface.py::test_files_of_older_libraries_are_read"
     ),

@@ -102,6 +102,12 @@ VARIANTS = {
     "mixtral": ["model=mixtral"],
     "mixtral-naive": ["model=mixtral", "model/feed_forward=moe_naive"],
     "qwen3-moe": ["model=qwen3_moe", "model.feed_forward.num_experts=10"],
+    "qwen3-next": [
+        *("model=qwen3_next", "model.feed_forward.num_experts=10", "size.num_layers=2"),
+        *("size.num_heads=4", "size.num_kv_heads=2"),
+        "model.layers.gated_deltanet.attention.num_key_heads=2",
+        "model.layers.gated_deltanet.attention.recurrence.chunk_size=5",
+    ],
     "gpt2-moe-shared": ["model=gpt2", "model/feed_forward=moe_shared"],
     "llama-moe-in-every-second-layer": ["model=llama", "model/layers=dense_moe"],
     "gated-delta-net": ["model=gated_deltanet", "model.attention.recurrence.chunk_size=5"],

@@ -22,8 +22,8 @@ PARTS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("model/*/
 SIZES = sorted(path.stem for path in CONF.glob("size/*.yaml"))
 
 
-# Layers of a whole pattern.
-PATTERN_LAYERS = {"gemma2": 2, "gemma3": 6, "olmo3": 4, "smollm3": 4}
+# Layers of a whole pattern; of two, if one has a single layer with attention, which value_residual cannot add to.
+PATTERN_LAYERS = {"gemma2": 2, "gemma3": 6, "olmo3": 4, "qwen3_next": 8, "smollm3": 4}
 # Presets with a recurrence in the place of attention, and the options for it.
 RECURRENT = ("gated_deltanet", "lstm", "gru", "mamba2")
 RECURRENCES = tuple(f"attention={name}" for name in RECURRENT)
@@ -144,6 +144,7 @@ COUNTS = {
     "mistral": 119_232,
     "mixtral": 341_440,
     "qwen3_moe": 1_634_880,
+    "qwen3_next": 6_836_248,
     "gated_deltanet": 123_336,
     "mamba2": 92_684,
     "lstm": 72_448,

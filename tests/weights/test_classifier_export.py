@@ -28,6 +28,7 @@ MODELS = {
     "the default, with ReLU²": (["model=gpt"], False),
     "gemma3": (["model=gemma3"], False),
     "mixtral": (["model=mixtral"], False),
+    "qwen3_next": (["model=qwen3_next", "model.feed_forward.num_experts=10"], False),
 }
 
 

@@ -16,7 +16,7 @@ REAL = torch.arange(40) >= torch.tensor([[0], [13], [25]])
 
 @torch.no_grad()
 @pytest.mark.parametrize("is_padded", [False, True])
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "qwen3_next"])
 def test_load_balancing_loss_equals_that_of_transformers(name, is_padded, tmp_path):
     VARIANTS[name].make().save_pretrained(tmp_path)
     ours, exact = VARIANTS[name].weights(tmp_path).model().double(), Exact(tmp_path)

@@ -10,7 +10,7 @@ from llm.weights.families import DECODERS, match_family
 from llm.weights.folder_export import write_folder
 
 PRESETS = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "olmo2", "olmo3", "gemma2", "gemma3"]
-PRESETS += ["smollm3", "mixtral", "qwen3_moe", "gpt_neox", "mamba2"]
+PRESETS += ["smollm3", "mixtral", "qwen3_moe", "qwen3_next", "gpt_neox", "mamba2"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -76,6 +76,26 @@ def test_every_decoder_has_a_preset_and_a_variant():
             r"model.attention.kernel.softcap: 50.0 has no counterpart in Gemma 3",
         ),
         (("model=mixtral", "model.feed_forward.bias=true"), r"model.feed_forward.* in Mixtral"),
+        (
+            ("model=qwen3_next", "model/feed_forward=moe_fine"),
+            r"model.feed_forward.shared: None has no counterpart in Qwen3-Next",
+        ),
+        (
+            ("model=qwen3_next", "model/layers=gated_deltanet"),
+            r"model.attention.norm.eps: 1e-06 has no counterpart in Qwen3-Next",
+        ),
+        (
+            (
+                "model=qwen3_next",
+                "model.feed_forward.activation._target_=llm.nn.activations.relu",
+            ),
+            r"model.feed_forward.*activation: relu has no counterpart in Qwen3-Next",
+        ),
+        (("model=qwen3_next", "model/attention=qk_norm_as_model"), r"output_gate: None .*-Next"),
+        (
+            ("model=qwen3_next", "model/feed_forward=swiglu"),
+            r"model.feed_forward: GatedFeedForward has no counterpart in Qwen3-Next",
+        ),
         (("model=qwen3", "model.attention.qk_norm.eps=1e-3"), r"model.attention.qk_norm.eps: "),
     ],
 )

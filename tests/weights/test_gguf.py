@@ -38,6 +38,7 @@ REFUSED = {
     "qwen2-windows": "use_sliding_window=True is not what",
     "qwen3-odd": "hidden_act=relu is not what .*; train with model=qwen3",
     "qwen3_moe": "norm_topk_prob=False is not what",
+    "qwen3_next": "Qwen3-Next is not exported as GGUF",
     "gemma2": "Gemma 2 is not exported as GGUF, only llama, mistral,",
     "gemma3-odd": "query_pre_attn_scalar=20 is not what",
     "smollm3-odd": r"no_rope_layers=\[0, 1, 1, 0\] is not what",

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from published_families import TOKENS, VARIANTS, YARN
+from safetensors.torch import load_file, save_file
 from small_runs import run_command
 from transformers import AutoTokenizer
 
@@ -27,6 +28,7 @@ from llm.weights.gpt2 import GPT2Weights
 from llm.weights.huggingface import Folder
 from llm.weights.llama import LlamaWeights
 
+OUTPUT = "layers.3.self_attn.o_proj.weight"
 REAL = torch.arange(40) >= torch.tensor([[0], [13], [25]])
 
 
@@ -61,6 +63,14 @@ def test_logits_in_steps_with_a_cache_are_equal(ours, exact):
     cache = ours.new_cache(batch_size=3)
     steps = [ours(part, cache=cache) for part in TOKENS.split([17, 1, 1, 21], dim=1)]
     assert_same(torch.cat(steps, 1), exact(TOKENS))
+
+
+@torch.no_grad()
+def test_logits_beyond_the_context_are_equal(published, ours, exact):
+    if published.theirs.config.model_type == "gpt2":
+        pytest.skip("its positions are learned")
+    tokens = TOKENS.repeat(1, 2)  # 80 of 64 tokens
+    assert_same(ours(tokens), exact(tokens))
 
 
 def test_gradients_are_equal(published, ours, exact, tmp_path):
@@ -234,6 +244,28 @@ def edit(folder, **changes):
         ("mamba2", {"time_step_limit": [0.0, 1.0]}, r"time_step_limit=\[0.0, 1.0\] is not"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers=\[0\] is not"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is"),
+        *(
+            (
+                name,
+                {"rope_parameters": {"partial_rotary_factor": "${oc.env:HOME}"}},
+                r"partial_rotary_factor='\$\{oc.env:HOME\}' of the rotation is not a number",
+            )
+            for name in ("gpt_neox", "qwen3_next")
+        ),
+        ("qwen3_next", {"hidden_act": "gelu"}, "hidden_act=gelu is not supported, only silu"),
+        ("qwen3_next", {"mlp_only_layers": [0]}, r"mlp_only_layers=\[0\] is not"),
+        ("qwen3_next", {"layer_types": ["linear_attention"] * 4}, "leaves no layer with full_att"),
+        (
+            "qwen3_next",
+            {"layer_types": ["sliding_attention"] * 4},
+            "is not full_attention or linear_attention for each of 4",
+        ),
+        (
+            "qwen3_next",
+            {"layer_types": None, "full_attention_interval": 0},
+            "full_attention_interval=0 is not an integer from 1",
+        ),
+        ("qwen3_next", {"linear_num_key_heads": 3}, "num_key_heads=3"),
     ],
 )
 def test_unreadable_folders_are_reported_in_one_line(name, changes, problem, tmp_path):
@@ -255,6 +287,27 @@ def test_files_of_older_libraries_are_read(tmp_path):
     }
     edit(tmp_path, rope_parameters=None, rope_theta=500.0, rope_scaling=scaling)
     assert LlamaWeights(str(tmp_path)).config.model.position == expected
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
+    """Published files of Qwen3-Next have one more layer, which transformers ignores."""
+    VARIANTS["qwen3_next"].make().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    expected = VARIANTS["qwen3_next"].weights(tmp_path).model()(TOKENS)
+    tensors = load_file(file)
+    further = {f"mtp.{name}": tensors[f"model.{name}"] for name in ("norm.weight", OUTPUT)}
+    save_file(tensors | {name: tensor.clone() for name, tensor in further.items()}, file)
+    assert torch.equal(VARIANTS["qwen3_next"].weights(tmp_path).model()(TOKENS), expected)
+
+
+def test_an_interval_of_full_attention_is_read(tmp_path):
+    """Published files of Qwen3-Next have it in the place of the types of the layers."""
+    theirs = VARIANTS["qwen3_next"].make(layer_types=None, full_attention_interval=2)
+    assert theirs.config.layer_types == ["linear_attention", "full_attention"] * 2
+    theirs.save_pretrained(tmp_path)
+    expected = VARIANTS["qwen3_next"].weights(tmp_path).model()(TOKENS)
+    edit(tmp_path, layer_types=None, full_attention_interval=2, rope_parameters=None)
+    assert torch.equal(VARIANTS["qwen3_next"].weights(tmp_path).model()(TOKENS), expected)
 
 
 @FEW

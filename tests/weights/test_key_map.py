@@ -4,7 +4,8 @@ from torch import nn
 
 from llm.checkpoints.lazy_tensor import LazyTensor, in_memory
 from llm.config.errors import ConfigError
-from llm.weights.key_map import KeyMap, QueryKeyValue, Rule, Transposed
+from llm.weights.key_map import Concatenated, KeyMap, QueryKeyValue, Rule, Transposed
+from llm.weights.packed_rows import PackedRows
 
 MAP = KeyMap(
     rules=(
@@ -141,3 +142,60 @@ def test_export_is_strict():
     ours["blocks.0.lora"] = torch.zeros(1)
     with pytest.raises(ConfigError, match=r"(?s)missing: blocks.0.qkv.*unexpected: blocks.0.lora"):
         MAP.to_theirs(ours)
+
+
+PACKED = KeyMap(
+    rules=(
+        Rule("gate", ("theirs.both[gate]",)),
+        Concatenated("joined", ("theirs.both[query]", "theirs.value"), (2, 3)),
+    ),
+    shared={},
+    packed=(PackedRows("theirs.both", 2, {"query": 1, "gate": 2}),),
+    left_out=("mtp.",),
+    prefix="theirs.",
+)
+
+
+class Packed(nn.Module):
+    """A model with the parameter names of the map."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(4, 4))
+        self.joined = nn.Parameter(torch.zeros(5, 4))
+
+
+@pytest.mark.parametrize("prefix", ["theirs.", ""])
+def test_a_tensor_that_contains_several_is_divided_and_restored(prefix):
+    state = {"both": torch.randn(6, 4), "value": torch.randn(3, 4)}
+    model = Packed()
+    PACKED.load(in_memory({prefix + name: tensor for name, tensor in state.items()}), model)
+    assert torch.equal(model.gate, state["both"][[1, 2, 4, 5]])
+    assert torch.equal(model.joined, torch.cat((state["both"][[0, 3]], state["value"])))
+    back = PACKED.to_theirs(model.state_dict())
+    assert back.keys() == {"theirs.both", "theirs.value"}
+    assert all(torch.equal(back[f"theirs.{name}"], state[name]) for name in state)
+
+
+def test_problems_of_a_tensor_that_contains_several_are_named():
+    for state, expected in (
+        ({"theirs.value": (3, 4)}, {"missing: theirs.both[gate]", "missing: theirs.both[query]"}),
+        (
+            {"theirs.both": (7, 4), "theirs.value": (3, 4)},
+            {
+                "wrong shape: gate needs (4, 4), but (7, 4) is stored in theirs.both",
+                "wrong shape: theirs.both (7, 4), theirs.value (3, 4) cannot form joined",
+            },
+        ),
+    ):
+        stored = unreadable({name: torch.zeros(shape) for name, shape in state.items()})
+        with pytest.raises(ConfigError) as error:
+            PACKED.load(stored, Packed())
+        assert {line.strip() for line in error.value.problems[1:]} == expected
+
+
+def test_layers_that_ours_does_not_have_are_left_out():
+    state = {"theirs.both": torch.randn(6, 4), "theirs.value": torch.randn(3, 4)}
+    PACKED.load(in_memory({**state, "mtp.layers.0.norm": torch.zeros(2)}), Packed())
+    with pytest.raises(ConfigError, match=r"unexpected: other.mtp.norm"):
+        PACKED.load(in_memory({**state, "other.mtp.norm": torch.zeros(2)}), Packed())

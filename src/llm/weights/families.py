@@ -27,13 +27,14 @@ from llm.weights.olmo3 import OLMo3Weights
 from llm.weights.qwen2 import Qwen2Weights
 from llm.weights.qwen3 import Qwen3Weights
 from llm.weights.qwen3_moe import Qwen3MoEWeights
+from llm.weights.qwen3_next import Qwen3NextWeights
 from llm.weights.smollm3 import SmolLM3Weights
 
 # The simplest first: a model that two of them describe is exported as the first.
 DECODERS: tuple[type[HuggingFaceWeights], ...] = (
     *(GPT2Weights, LlamaWeights, MistralWeights, Qwen2Weights, Qwen3Weights),
     *(OLMo2Weights, OLMo3Weights, Gemma2Weights, Gemma3Weights, SmolLM3Weights),
-    *(MixtralWeights, Qwen3MoEWeights, GPTNeoXWeights, Mamba2Weights),
+    *(MixtralWeights, Qwen3MoEWeights, Qwen3NextWeights, GPTNeoXWeights, Mamba2Weights),
 )
 FAMILIES = {family.model_type: family for family in (*DECODERS, BERTWeights)}
 

@@ -16,7 +16,7 @@ from llm.weights.huggingface import Architecture, HuggingFaceWeights, Settings, 
 from llm.weights.key_map import KeyMap, Rule
 from llm.weights.llama import SIZES, same
 from llm.weights.model_parts import activation_name, has_biases, hidden_dim_of, part_of
-from llm.weights.rotary_settings import describe_rotary, rope_of, rotary_values
+from llm.weights.rotary_settings import describe_rotary, rope_of, rotary_values, split_share
 
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "gelu": gelu,
@@ -95,7 +95,7 @@ class GPTNeoXWeights(HuggingFaceWeights):
             "model.attention.bias": settings["attention_bias"],
         }
         rope = rope_of(settings, theta=settings.get("rotary_emb_base", 1e4))
-        share = rope.pop("partial_rotary_factor", settings.get("rotary_pct", 0.25))
+        share, rope = split_share(rope, default=settings.get("rotary_pct", 0.25))
         rotary = rotary_values(rope, context_length=values["size.context_length"])
         values |= {f"model.position.{name}": value for name, value in rotary.items()}
         values["model.position.fraction"] = share

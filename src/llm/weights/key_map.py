@@ -6,13 +6,15 @@ name stands for the number of a layer. One error lists all tensors that are miss
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from llm.checkpoints.lazy_tensor import LazyTensor
+from llm.weights.packed_rows import PackedRows
 from llm.weights.state_loading import TABLES, fill, has_no_head, raise_problems
 
 
@@ -77,20 +79,49 @@ class QueryKeyValue(Rule):
 
 
 @dataclass(frozen=True)
+class Concatenated(Rule):
+    """Several matrices of theirs, whose rows one matrix of ours contains.
+
+    Attributes:
+        rows: number of rows of each.
+    """
+
+    rows: tuple[int, ...] = ()
+
+    def join(self, theirs: list[Tensor]) -> Tensor:
+        """Return the rows of all, one matrix after the other.
+
+        Raises:
+            RuntimeError: a matrix has another number of rows.
+        """
+        if tuple(len(part) for part in theirs) != self.rows:
+            raise RuntimeError("other numbers of rows")
+        return torch.cat(theirs)
+
+    def split(self, ours: Tensor) -> list[Tensor]:
+        """Return the rows of each as separate matrices."""
+        return [part.contiguous() for part in ours.split(self.rows)]
+
+
+@dataclass(frozen=True)
 class KeyMap:
     """All the rules of one format.
 
     Attributes:
         rules: how their tensors form ours.
+        packed: tensors of theirs that contain several, whose parts the rules name.
         shared: their names that may be absent, and the tensors that replace them.
         ignored: their names that are not parameters.
+        left_out: beginnings of the names of layers that ours does not have, and that a language model does not need.
         prefix: prefix of their names, absent from some files.
         renamed: endings of names in older files, and the endings that replace them.
     """
 
     rules: tuple[Rule, ...]
     shared: Mapping[str, str]
+    packed: tuple[PackedRows, ...] = ()
     ignored: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     prefix: str = ""
     renamed: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,11 +131,7 @@ class KeyMap:
         Raises:
             ConfigError: lists all tensors that are missing, unexpected or of a wrong shape, before any is read.
         """
-        state = {self._full_name(name): stored for name, stored in theirs.items()}
-        state = {n: stored for n, stored in state.items() if not _matches(self.ignored, n)}
-        for name, stand_in in self.shared.items():
-            if name not in state and stand_in in state:
-                state[name] = state[stand_in]
+        state = self._by_names_of_rules(theirs)
         rules = _for_layers(self.rules, _layers((n for r in self.rules for n in r.theirs), state))
         ours: dict[str, LazyTensor] = {}
         problems: dict[str, str] = {}
@@ -140,14 +167,36 @@ class KeyMap:
         missing = [f"missing: {name}" for name in expected if name not in ours]
         raise_problems(missing + [f"unexpected: {name}" for name in ours if name not in expected])
         pairs = (zip(rule.theirs, rule.split(ours[rule.ours]), strict=True) for rule in rules)
-        return {name: tensor for pair in pairs for name, tensor in pair}
+        theirs = {name: tensor for pair in pairs for name, tensor in pair}
+        for packed in self.packed:
+            theirs[packed.name] = packed.join([theirs.pop(part) for part in packed.parts])
+        return theirs
+
+    def _by_names_of_rules(self, theirs: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """Return their tensors by the names in the rules; unknown ones keep their names."""
+        state = {self._full_name(name): stored for name, stored in theirs.items()}
+        for name in [*state]:
+            if _matches(self.ignored, name) or name.startswith(self.left_out):
+                del state[name]
+        for name, stand_in in self.shared.items():
+            if name not in state and stand_in in state:
+                state[name] = state[stand_in]
+        for packed in self.packed:
+            if (stored := state.pop(packed.name, None)) is not None:
+                state |= packed.unpack(stored)
+        return state
 
     def _full_name(self, name: str) -> str:
         for old, new in self.renamed.items():
             if name.endswith(old):
                 name = name.removesuffix(old) + new
-        known = [*self.ignored, *(name for rule in self.rules for name in rule.theirs)]
-        return self.prefix + name if _matches(known, self.prefix + name) else name
+        return self.prefix + name if _matches(self._known, self.prefix + name) else name
+
+    @cached_property
+    def _known(self) -> set[str]:
+        """The names in their files."""
+        named = {name for rule in self.rules for name in rule.theirs}
+        return named | {*self.ignored} | {packed.name for packed in self.packed}
 
 
 def _joined(rule: Rule, theirs: list[LazyTensor]) -> LazyTensor:
@@ -159,9 +208,9 @@ def _joined(rule: Rule, theirs: list[LazyTensor]) -> LazyTensor:
     try:
         shape = rule.join([torch.empty(stored.shape, device="meta") for stored in theirs]).shape
     except RuntimeError:
-        shapes = ", ".join(f"{stored.name} {stored.shape}" for stored in theirs)
+        shapes = ", ".join(dict.fromkeys(f"{stored.name} {stored.shape}" for stored in theirs))
         raise ValueError(f"wrong shape: {shapes} cannot form {rule.ours}") from None
-    names = ", ".join(stored.name for stored in theirs)
+    names = ", ".join(dict.fromkeys(stored.name for stored in theirs))
     return LazyTensor(names, tuple(shape), lambda: rule.join([stored.read() for stored in theirs]))
 
 
@@ -171,19 +220,23 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _pattern(name: str) -> re.Pattern[str]:
-    return re.compile(re.escape(name).replace(r"\{\}", r"(\d+)"))
+def _matches(patterns: Container[str], name: str) -> bool:
+    return name in patterns or _layer(patterns, name) is not None
 
 
-def _matches(patterns: Iterable[str], name: str) -> bool:
-    return any(_pattern(pattern).fullmatch(name) for pattern in patterns)
+def _layer(patterns: Container[str], name: str) -> int | None:
+    """Return the number of the layer in a name, for which one of the patterns has `{}`."""
+    # Looked up and not matched one by one: hundreds of experts have as many patterns, in as many layers.
+    for number in re.finditer(r"\d+", name):
+        if f"{name[: number.start()]}{{}}{name[number.end() :]}" in patterns:
+            return int(number[0])
+    return None
 
 
 def _layers(patterns: Iterable[str], names: Iterable[str]) -> list[int]:
     """Return the numbers of the layers in the names."""
-    layered = [_pattern(pattern) for pattern in patterns if "{}" in pattern]
-    found = (pattern.fullmatch(name) for name in names for pattern in layered)
-    return sorted({int(match[1]) for match in found if match})
+    known = {*patterns}
+    return sorted({layer for name in names if (layer := _layer(known, name)) is not None})
 
 
 def _for_layers(rules: Iterable[Rule], layers: Iterable[int]) -> list[Rule]:

@@ -13,22 +13,25 @@ FULL, LOCAL = "full_attention", "sliding_attention"
 KINDS = {FULL: "full", LOCAL: "local"}
 
 
-def layer_types(settings: Settings, default: Callable[[int], bool]) -> list[str]:
+def layer_types(
+    settings: Settings, default: Callable[[int], bool], *, other: str = LOCAL
+) -> list[str]:
     """Return the type of each layer.
 
     Args:
         settings: the content of config.json.
-        default: whether a layer, counted from 0, has a window if there is no `layer_types`.
+        default: whether a layer, counted from 0, is of the other type if there is no `layer_types`.
+        other: the type besides full attention.
 
     Raises:
         ConfigError: there is not one known type for each layer.
     """
     number, given = settings["num_hidden_layers"], settings["layer_types"]
     if given is None:
-        return [LOCAL if default(layer) else FULL for layer in range(number)]
-    if len(given) != number or any(each not in (FULL, LOCAL) for each in given):
+        return [other if default(layer) else FULL for layer in range(number)]
+    if len(given) != number or any(each not in (FULL, other) for each in given):
         raise ConfigError(
-            f"weights.path: config.json: layer_types={given!r:.60} is not {FULL} or {LOCAL} for each of {number} "
+            f"weights.path: config.json: layer_types={given!r:.60} is not {FULL} or {other} for each of {number} "
             "layers; restore the file"
         )
     return given

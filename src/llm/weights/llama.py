@@ -42,6 +42,7 @@ GATED = {
     "feed_forward.input": "mlp.up_proj",
     "feed_forward.output": "mlp.down_proj",
 }
+OUTPUT = {"attention.output": "self_attn.o_proj"}
 # Norms of the queries and keys of each head.
 QK_NORM = {"attention.query_norm": "self_attn.q_norm", "attention.key_norm": "self_attn.k_norm"}
 
@@ -113,7 +114,7 @@ class LlamaWeights(HuggingFaceWeights):
     @classmethod
     def architecture(cls, settings: Settings) -> Architecture:
         """Return the architecture of config.json."""
-        activation = supported(settings, cls.activation, ACTIVATIONS, default=None)
+        activation = supported(settings, cls.activation, ACTIVATIONS, default="silu")
         values: Settings = {
             **positive(settings, cls.sizes),
             "size.num_kv_heads": settings["num_key_value_heads"],
@@ -144,16 +145,23 @@ class LlamaWeights(HuggingFaceWeights):
     @classmethod
     def rules(cls, settings: Settings) -> list[Rule]:
         """Return the rules for all tensors."""
-        qkv_bias, output_bias, mlp_bias = cls.biases(settings)
-        output = {"attention.output": "self_attn.o_proj"}
+        *_, mlp_bias = cls.biases(settings)
         return [
             Rule("embedding.weight", ("model.embed_tokens.weight",)),
-            *(projections(settings, kind) for kind in _kinds(bias=qkv_bias)),
-            *same(output, *_kinds(bias=output_bias)),
+            *cls.attention_rules(settings),
             *cls.feed_forward_rules(settings, *_kinds(bias=mlp_bias)),
             *same(cls.norms, "weight"),
             Rule("final_norm.weight", ("model.norm.weight",)),
             Rule("head.weight", ("lm_head.weight",)),
+        ]
+
+    @classmethod
+    def attention_rules(cls, settings: Settings) -> list[Rule]:
+        """Return the rules for the projections of attention."""
+        qkv_bias, output_bias, _ = cls.biases(settings)
+        return [
+            *(projections(settings, kind) for kind in _kinds(bias=qkv_bias)),
+            *same(OUTPUT, *_kinds(bias=output_bias)),
         ]
 
     @classmethod

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from llm.nn.mixture_of_experts import MixtureOfExperts
 from llm.weights.experts import expert_rules, experts_of
 from llm.weights.huggingface import Architecture, Settings
 from llm.weights.key_map import Rule
@@ -79,11 +80,13 @@ class Qwen3MoEWeights(Qwen3Weights):
     @classmethod
     def describe(cls, model: nn.Module) -> Settings:
         """Return the config.json of the most similar model of this family."""
-        settings = super().describe(model)
-        experts = experts_of(model)
-        return {
-            **settings,
-            "num_experts": len(experts.experts),
-            "num_experts_per_tok": experts.top_k,
-            "norm_topk_prob": experts.normalize,
-        }
+        return {**super().describe(model), **describe_experts(experts_of(model))}
+
+
+def describe_experts(experts: MixtureOfExperts) -> Settings:
+    """Return the settings of a mixture of experts."""
+    return {
+        "num_experts": len(experts.experts),
+        "num_experts_per_tok": experts.top_k,
+        "norm_topk_prob": experts.normalize,
+    }

@@ -91,6 +91,26 @@ def rotary_values(rope: Settings, *, context_length: int) -> Settings:
     return {**values, "scaling": {"_target_": target, **arguments}}
 
 
+def split_share(rope: Settings, *, default: Any) -> tuple[float, Settings]:
+    """Return the share of a head's columns that rotate, and the other parameters.
+
+    Args:
+        rope: the parameters of the rotation, see `rope_of`.
+        default: the share if they have none.
+
+    Raises:
+        ConfigError: it is not a number.
+    """
+    others = {**rope}
+    share = others.pop("partial_rotary_factor", default)
+    if not is_of(share, float):
+        raise ConfigError(
+            f"weights.path: config.json: partial_rotary_factor={share!r:.60} of the rotation is not a number; restore "
+            "the file"
+        )
+    return share, others
+
+
 def describe_rotary(position: Rotary) -> Settings:
     """Return the parameters of a rotation for config.json; a scaling that it cannot express counts as none."""
     rope: Settings = {"rope_type": "default", "rope_theta": position.theta}

@@ -12,7 +12,7 @@ from made_tokenizers import PROSE, byte_level, sentencepiece_like
 from tokenizers import Regex, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from llm.weights.gguf_tokenizer import QWEN2
+from llm.weights.piece_rules import QWEN2
 
 CHATML = """\
 {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system

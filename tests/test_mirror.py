@@ -182,6 +182,9 @@ OWNERS = {
     "weights/gguf_unread.py": (
         "weights/test_gguf.py::test_values_that_would_change_the_result_are_refused_by_name"
     ),
+    "weights/piece_rules.py": (
+        "weights/test_gguf_tokenizer.py::test_rule_is_recognized_and_the_tokens_are_equal"
+    ),
     "weights/gpt2.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/gpt_neox.py": "weights/test_huggingface.py::test_logits_are_equal",
     "weights/llama.py": "weights/test_huggingface.py::test_logits_are_equal",

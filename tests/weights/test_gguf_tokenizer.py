@@ -15,14 +15,11 @@ from llm.tokenizers.huggingface import HuggingFaceTokenizer
 from llm.tokenizers.word import train_word
 from llm.weights.folder_settings import FolderSettings
 from llm.weights.gguf_tokenizer import (
-    LLAMA3,
-    QWEN2,
     describe_tokenizer,
-    has_unknown_bytes,
-    piece_rule,
     read_gguf_tokenizer,
     read_token_settings,
 )
+from llm.weights.piece_rules import LLAMA3, QWEN2, has_unknown_bytes, piece_rule
 from llm.weights.tokenizer_files import settings_of
 
 TEXT = "In 1999 the cats don't SHOUT'S 12345 times;\n\n  größe = 日本 🙂 <|end|> <tool>\r\n"

@@ -21,7 +21,7 @@ from llm.weights.folder_export import write_folder
 from llm.weights.gguf_export import MARK, ORIGIN, write_gguf
 from llm.weights.gguf_families import settings_in
 from llm.weights.gguf_file import read_gguf
-from llm.weights.gguf_tokenizer import RULES
+from llm.weights.piece_rules import RULES
 from llm.weights.tokenizer_files import as_huggingface
 
 SOURCE = os.environ.get("LLM_TEST_LLAMA_CPP_SOURCE")

@@ -8,9 +8,11 @@ import sys
 import pytest
 from hydra import compose, initialize_config_module
 from small_runs import run_command
+from transformers import AutoModelForCausalLM
 
 import llm.weights.model_card as cards
 from llm.tokenizers.byte import ByteTokenizer
+from llm.units import format_number
 from llm.weights.folder_export import write_folder
 
 
@@ -35,7 +37,9 @@ def test_card_has_data_steps_losses_and_versions(exported):
     assert rows["digest of the data"] == record["data"]
     assert rows["val/loss"] == f"{record['metrics']['val/loss']:.4g}"
     assert rows["torch"] == record["versions"]["torch"]
-    assert "in the format of Qwen3" in card
+    # The same matrix as gate and as input is there twice.
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    assert f"{format_number(theirs.num_parameters())} parameters in the format of Qwen3" in card
     assert str(run.path.parent) not in card
 
 

@@ -25,11 +25,10 @@ from llm.weights.classifier_export import (
 )
 from llm.weights.families import match_family
 from llm.weights.folder_settings import CONFIG, GENERATION, IDS, SETTINGS_FILES, FolderSettings
-from llm.weights.gguf_tokenizer import NORMALIZED as QWEN2_RULES
-from llm.weights.gguf_tokenizer import piece_rule
 from llm.weights.huggingface import DESCRIPTION, SAFETENSORS
 from llm.weights.model_card import CHAT, CLASSIFY, CONTINUE, EAGER, model_card
 from llm.weights.model_parts import dtype_of
+from llm.weights.piece_rules import QWEN2_RULES, piece_rule
 from llm.weights.qwen2 import Qwen2Weights
 from llm.weights.tokenizer_files import as_huggingface, settings_of, write_tokenizer
 
@@ -106,9 +105,9 @@ def write_folder(
         use = CLASSIFY if classes is not None else CHAT if settings.chat_template else CONTINUE
         is_capped = match.settings.get("attn_logit_softcapping") is not None
         card = model_card(
-            model,
+            folder.name,
+            size=sum(tensor.numel() for tensor in tensors.values()),
             title=match.family.title,
-            name=folder.name,
             record=record or {},
             use=use._replace(options=EAGER) if is_capped else use,
         )

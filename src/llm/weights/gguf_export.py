@@ -20,8 +20,9 @@ from llm.weights.gguf_families import family_for_export, gguf_values
 from llm.weights.gguf_file import read_gguf
 from llm.weights.gguf_library import gguf_library
 from llm.weights.gguf_tensors import Planned, plan
-from llm.weights.gguf_tokenizer import describe_tokenizer, has_unknown_bytes
+from llm.weights.gguf_tokenizer import describe_tokenizer
 from llm.weights.ollama import modelfile, require_free_modelfile, write_modelfile
+from llm.weights.piece_rules import has_unknown_bytes
 from llm.weights.tokenizer_files import settings_of
 
 # Keys: the program that wrote the file, and a digest of the model or run.

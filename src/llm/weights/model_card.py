@@ -6,8 +6,6 @@ Mitchell et al. 2019, "Model cards for model reporting"; the header has the keys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from llm.units import format_number
 
 # Keys of a run's record that say how it was trained, and what the card calls them. No paths and no command line, which
@@ -26,7 +24,7 @@ RECORDED = {
     "fingerprint": "digest of the configuration",
     "commit": "commit of the code",
 }
-CHOICES = ("experiment", "data", "tokenizer", "model", "size", "optimizer", "schedule", "adapter")
+CHOICES = ("data", "tokenizer", "model", "size", "optimizer", "schedule", "adapter")
 MEASURED = ("train/loss", "val/", "eval/", "test/")
 
 
@@ -73,19 +71,16 @@ CLASSIFY = Use(
 )
 
 
-def model_card(
-    model: nn.Module, *, title: str, name: str, record: Mapping[str, Any], use: Use
-) -> str:
+def model_card(name: str, *, size: int, title: str, record: Mapping[str, Any], use: Use) -> str:
     """Return a model card in Markdown.
 
     Args:
-        model: the language model.
-        title: the family that it is exported as.
         name: name of the model.
+        size: number of its parameters.
+        title: the family that it is exported as.
         record: the record of its run; empty for an imported model.
         use: how it is used.
     """
-    size = sum(parameter.numel() for parameter in model.parameters())
     sections = [
         f"---\nlibrary_name: transformers\npipeline_tag: {use.pipeline}\n---",
         f"# {name}",

@@ -85,6 +85,8 @@ def orthogonal(model: nn.Module) -> None:
 def _draw(model: nn.Module, draw: Callable[[Tensor], object]) -> None:
     """Draw every matrix and embedding, set biases to 0 and reset all other modules."""
     for module in model.modules():
+        if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            continue  # an outline has no values; drawing thousands of experts would take seconds
         if isinstance(module, StackedLinear):
             for (
                 matrix

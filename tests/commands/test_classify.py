@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
         *("experiment=classify", f"data.path={folder / 'rows.jsonl'}", "weights=scratch"),
         *("size=nano", "size.dim=32", "size.context_length=16", "tokenizer=byte", "hardware=cpu"),
         *("hardware.precision=32", "hardware.threads=1", "trainer.max_epochs=null"),
-        *("trainer.max_steps=60", "optimizer.lr=3e-3", "schedule.warmup_steps=2"),
+        *("trainer.max_steps=120", "optimizer.lr=5e-3", "schedule.warmup_steps=10"),
     ]
 
     def train_it(name: str, *more: str):

@@ -271,7 +271,7 @@ def test_default_model_and_finetunes_of_it_are_exported(talk, tmp_path, monkeypa
         tokens = TOKENS % ours.vocab_size
         torch.testing.assert_close(theirs(tokens).logits, ours(tokens), rtol=0, atol=1e-5)
         assert theirs.config.model_type == "qwen3"
-        assert theirs.config.hidden_act == "relu"
+        assert theirs.config.hidden_act == "silu"
         asked = AutoTokenizer.from_pretrained(folder)("def train(", return_tensors="pt")
         made = theirs.generate(**asked, max_new_tokens=12, do_sample=False)[0, -12:]
         cache = ours.new_cache(1)
@@ -302,7 +302,7 @@ def refused(monkeypatch, capsys):
 
 @torch.no_grad()
 def test_a_run_is_exported_as_gguf_and_read_again(composed, tmp_path, capsys):
-    words = ("model=qwen3", "size.dim=32", "trainer.max_steps=2")
+    words = ("size.dim=32", "trainer.max_steps=2")
     run = run_command(composed(*words), tmp_path / "run")
     file = tmp_path / "out" / "model.gguf"
     exported("format=gguf", f"weights.path={run.path}", f"output={file}")
@@ -319,10 +319,11 @@ def test_a_run_is_exported_as_gguf_and_read_again(composed, tmp_path, capsys):
 
 
 def test_what_a_gguf_file_cannot_hold_is_refused_in_one_line(composed, tmp_path, refused):
-    run = run_command(composed("model=gpt", "trainer.max_steps=2"), tmp_path / "run")
+    given = composed("model/feed_forward=relu_squared", "trainer.max_steps=2")
+    run = run_command(given, tmp_path / "run")
     words = (f"weights.path={run.path}", f"output={tmp_path / 'out' / 'model.gguf'}")
     assert "hidden_act=relu is not what llama.cpp computes" in refused("format=gguf", *words)
-    assert "train with model=qwen3" in refused("format=gguf", *words)
+    assert "train with model/feed_forward=swiglu" in refused("format=gguf", *words)
     assert "dtype: q8_0 is a type of GGUF files; add format=gguf" in refused("dtype=q8_0", *words)
     folder = refused("format=gguf", words[0], f"output={tmp_path / 'out'}")
     assert "is not the name of a GGUF file; name one such as model.gguf" in folder
@@ -330,7 +331,7 @@ def test_what_a_gguf_file_cannot_hold_is_refused_in_one_line(composed, tmp_path,
 
 
 def test_a_missing_library_is_named(composed, tmp_path, refused, monkeypatch):
-    run = run_command(composed("model=qwen3", "trainer.max_steps=2"), tmp_path / "run")
+    run = run_command(composed("trainer.max_steps=2"), tmp_path / "run")
     monkeypatch.setitem(sys.modules, "gguf", None)
     words = (f"weights.path={run.path}", f"output={tmp_path / 'out' / 'model.gguf'}")
     printed = refused("format=gguf", *words)

@@ -26,7 +26,11 @@ MODELS = {
         "model.norm.eps=1e-3",
         "model.tie_weights=false",
     ),
-    "the default, with ReLU²": ("model=gpt", "size.num_kv_heads=1"),
+    "the default with ReLU²": (
+        "model=gpt",
+        "model/feed_forward=relu_squared",
+        "size.num_kv_heads=1",
+    ),
     "llama with ReLU² and biases": ("model=llama", "model/feed_forward=relu_squared"),
     "llama, biases of keys": ("model=llama", "model.attention.qkv_bias=true"),
 }

@@ -36,7 +36,7 @@ REFUSED = {
     "mistral": "sliding_window=6 is not what",
     "mixtral-windows": "sliding_window=6 is not what",
     "qwen2-windows": "use_sliding_window=True is not what",
-    "qwen3-odd": "hidden_act=relu is not what .*; train with model=qwen3",
+    "qwen3-odd": "hidden_act=relu is not what .*; train with model/feed_forward=swiglu",
     "qwen3_moe": "norm_topk_prob=False is not what",
     "qwen3_next": "Qwen3-Next is not exported as GGUF",
     "gemma2": "Gemma 2 is not exported as GGUF, only llama, mistral,",

@@ -359,7 +359,11 @@ def family_for_export(match: Match) -> GGUFFamily:
         has = match.settings.get(key, match.family.defaults.get(key))
         needs = value(match.settings) if callable(value) else value
         if has != needs:
-            hint = "train with model=qwen3, or " if key == "hidden_act" and has == "relu" else ""
+            hint = (
+                "train with model/feed_forward=swiglu, or "
+                if key == "hidden_act" and has == "relu"
+                else ""
+            )
             raise ConfigError(
                 f"weights.path: {match.family.title} with {key}={has} is not what llama.cpp computes, which has "
                 f"{key}={needs}; {hint}export format=folder"

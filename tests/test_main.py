@@ -773,8 +773,8 @@ def test_error_lists_the_usable_runs_newest_first(llm, tmp_path, monkeypatch, li
     here = {
         "classify": "classification runs here: outputs/classification/run0",
         "chat": "sft or dpo or grpo runs here: outputs/sft/run3, outputs/sft/run2",
-        "export": "pretraining or sft or dpo or grpo runs here: outputs/sft/run3, "
-        "outputs/sft/run2, outputs/pretraining/run1",
+        "export": "runs here: outputs/reward/run4, outputs/sft/run3, outputs/sft/run2, "
+        "outputs/pretraining/run1, outputs/classification/run0",
     }
     assert llm(*line.split()) == (2, "", told.format(here[line.split()[0]]) + "\n")
     reward = "generate weights.path=outputs/sft/run2 best_of=2 reward=run reward.path=x"

@@ -1,6 +1,6 @@
 """Our models equal those of Hugging Face's library, read from folders: logits, gradients, padding, cache and text.
 
-A variant of a family joins by one row of `VARIANTS` in conftest.py.
+A variant of a family joins by one row of `VARIANTS` in tests/published_families.py.
 """
 
 import copy
